@@ -1,0 +1,53 @@
+# Two commands on a fresh machine: `make demo` and `make test`. They need Python 3.10+, a C and C++
+# compiler and make; everything else goes into .venv (building llama.cpp takes a few minutes).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := $(shell find runtime convert kernels nano -type f -not -name '*.pyc') cli.py CMakeLists.txt pyproject.toml
+
+.PHONY: demo test lint sanitize golden bench-convert clean
+
+demo: $(VENV)/installed
+	@echo '$$ pocketphi info' && $(BIN)/pocketphi info
+	@echo && echo '$$ pocketphi run -p "What is the capital of France?"' && $(BIN)/pocketphi run -p "What is the capital of France?"
+	@echo && echo '$$ pocketphi run -p "Spell music." --json' && $(BIN)/pocketphi run -p "Spell music." --json
+	@echo && echo '$$ pocketphi chat   (three questions piped in)' && \
+	  printf '%s\n' 'Hello!' 'What is 3 plus 4?' 'How many legs does a spider have?' | $(BIN)/pocketphi chat
+
+test: $(VENV)/dev lint sanitize
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/typing/pocketphi && ln -sfn ../../../runtime build/typing/pocketphi/runtime && \
+	  ln -sfn ../../../convert build/typing/pocketphi/convert && ln -sfn ../../../cli.py build/typing/pocketphi/cli.py && \
+	  touch build/typing/pocketphi/__init__.py
+	cd build/typing && MYPYPATH=. ../../$(BIN)/python -m mypy --strict --config-file ../../pyproject.toml -p pocketphi
+
+# The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: every variant against the scalar reference.
+sanitize: $(VENV)/dev
+	$(BIN)/cmake -S . -B build/sanitize -DPK_SANITIZE=ON -DPK_WERROR=ON -DCMAKE_BUILD_TYPE=Debug
+	$(BIN)/cmake --build build/sanitize
+	cd build/sanitize && ../../$(BIN)/ctest --output-on-failure
+
+# Made by transformers; see tests/golden/README.md.
+golden: $(VENV)/dev
+	$(BIN)/pip install --quiet '.[reference]'
+	$(BIN)/python tests/golden/make_golden.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/pip install .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/pip install --quiet '.[dev,hub]' cmake ninja
+	@touch $@
+
+clean:
+	rm -rf build $(VENV)

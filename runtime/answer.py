@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One answer while it is made: an iterator of text events, and the whole reply at any point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from .parts import FinishReason, Mode, Reply, Span, TextEvent, Timings, ToolCall, Usage
+from .sampler import Sampler
+from .session import Session
+from .stream import TextStream
+from .tokenizer import Tokenizer
+from .tools import parse_calls
+
+_ROOM = 256  # tokens of cache made ready for an answer of unstated length
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the model, ready to be read."""
+
+    spans: Sequence[Span]
+    mode: Mode
+    adapter: str | None
+    max_tokens: int | None  # None: as many as the context holds
+    stop_ids: frozenset[int]
+    with_tools: bool  # tools were offered, so an answer in any of the call forms is a call
+
+
+class Answer(Iterator[TextEvent]):
+    """Iterate to generate; `reply` is what there is so far, complete after the last event.
+
+    A `<|tool_call|>…<|/tool_call|>` span is not text: it appears in `reply.tool_calls` alone.
+    Leaving early is fine: call `close`, or start the next answer.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        session: Session,
+        sampler: Sampler,
+        stream: TextStream,
+        tokenizer: Tokenizer,
+        *,
+        load_ms: float,
+        notes: list[str],
+    ) -> None:
+        """
+        Args:
+            request: the prompt and its limits.
+            session: where the prompt is read and continued.
+            sampler: chooses tokens; closed with the answer.
+            stream: turns ids into text.
+            tokenizer: knows the tool call tags, where the vocabulary has them.
+            load_ms: how long the model took to load, for the timings.
+            notes: what the session has to say; filled while the answer is made.
+        """
+        self._request, self._session, self._sampler, self._stream = request, session, sampler, stream
+        self._tokenizer, self._load_ms, self._notes = tokenizer, load_ms, notes
+        self._open_tag = tokenizer.control_tokens.get("<|tool_call|>")
+        self._close_tag = tokenizer.control_tokens.get("<|/tool_call|>")
+        self._ids: list[int] = []
+        self._call_ids: list[int] = []  # what stood in tool call tags, the tags included
+        self._finish: FinishReason = "cancelled"
+        self._prompt_tokens = sum(len(s) for s in request.spans)
+        self._cached = 0
+        self._started = time.perf_counter()
+        self._prompt_ms = self._decode_ms = self._first_ms = 0.0
+        self._events = self._generate()
+
+    def __next__(self) -> TextEvent:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Stop here. What was generated stays in `reply`."""
+        self._events.close()
+        self._sampler.close()
+
+    @property
+    def reply(self) -> Reply:
+        """The answer as far as it has come."""
+        text = self._stream.text
+        calls: tuple[ToolCall, ...] = ()
+        if self._call_ids:
+            tagged = self._tokenizer.decode(self._call_ids)
+            calls = parse_calls(tagged) or ()
+            text += "" if calls else tagged  # not JSON after all: the caller should see it
+        elif self._request.with_tools and (calls := parse_calls(text) or ()):
+            text = ""  # the whole answer was the call
+        return Reply(
+            text=text,
+            reasoning=self._stream.reasoning,
+            tool_calls=calls,
+            token_ids=tuple(self._ids),
+            mode=self._request.mode,
+            adapter=self._request.adapter,
+            finish_reason="tool_calls" if calls and self._finish == "stop" else self._finish,
+            usage=Usage(self._prompt_tokens, len(self._ids), self._cached),
+            timings=Timings(
+                load_ms=self._load_ms,
+                prompt_n=self._prompt_tokens - self._cached,
+                prompt_ms=self._prompt_ms,
+                predicted_n=max(0, len(self._ids) - 1),  # the first token came with the prompt
+                predicted_ms=self._decode_ms,
+                ttft_ms=self._first_ms,
+            ),
+            notes=tuple(self._notes),
+        )
+
+    def _generate(self) -> Generator[TextEvent, None, None]:
+        request = self._request
+        room = _ROOM if request.max_tokens is None else request.max_tokens
+        logits, self._cached = self._session.read(request.spans, adapter=request.adapter, reserve=room)
+        self._prompt_ms = self._first_ms = (time.perf_counter() - self._started) * 1e3
+        in_call = False
+        while True:
+            token = self._sampler.sample(logits)
+            self._ids.append(token)
+            if len(self._ids) == 1:
+                self._first_ms = (time.perf_counter() - self._started) * 1e3
+            if token in request.stop_ids:
+                self._finish = "stop"
+                break
+            in_call = in_call or token == self._open_tag
+            if in_call:
+                self._call_ids.append(token)
+                in_call = token != self._close_tag
+            else:
+                yield from self._stream.push(token)
+            if self._stream.stopped:
+                self._finish = "stop"
+                break
+            if len(self._ids) == request.max_tokens or self._session.length >= self._session.limit:
+                self._finish = "length"
+                break
+            before = time.perf_counter()
+            logits = self._session.step(token)
+            self._decode_ms += (time.perf_counter() - before) * 1e3
+        yield from self._stream.finish()
+        self._sampler.close()

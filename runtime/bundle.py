@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model directory: what `convert` writes, what `runtime` reads, and nothing else is shared between them.
+
+A directory holds `bundle.json` and the files it lists. The list is complete: each file has its size
+and SHA-256, every path is relative and stays inside the directory. The JSON is written with sorted
+keys and no date, so the same checkpoint gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast, get_args
+
+from .errors import BundleError
+from .spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat, Family, RopeSpec, TextSpec
+
+FORMAT = "pocketphi-bundle"
+VERSION = 1
+MANIFEST = "bundle.json"
+_MANIFEST_MAX_BYTES = 4 << 20  # a real one is under 16 KiB; more is not ours
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFile:
+    """One file of the directory."""
+
+    path: str  # relative, with forward slashes
+    size: int  # bytes
+    sha256: str  # hex
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """One LoRA: W x + (alpha / rank) · B (A x) on every linear of every layer."""
+
+    file: str
+    rank: int
+    alpha: float
+    quant: str  # ggml type of A and B
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights came from."""
+
+    name: str  # hub id, or the checkpoint folder's name
+    revision: str | None  # hub commit, when known
+    fingerprint: str  # sha256 over configuration, tokenizer and every safetensors header
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A validated `bundle.json`, and the directory it stands in."""
+
+    root: Path
+    name: str
+    family: Family
+    chat_format: ChatFormat
+    tool_result_token: str  # opens a tool's result in a prompt: "<|tool|>" or "<|tool_response|>"
+    text: TextSpec
+    stop_ids: tuple[int, ...]
+    decoder: str  # the backbone GGUF
+    recipe: str  # "Q4_K_M", …
+    quant: Mapping[str, str]  # tensor group -> ggml types in it, "Q4_K" or "Q4_K+Q6_K"
+    merged: str | None  # the adapter merged into the backbone, if any
+    adapters: Mapping[str, AdapterInfo]
+    tokenizer: str
+    source: Source
+    converter: str  # "pocketphi 0.1.0"
+    licence: str
+    files: tuple[BundleFile, ...]
+
+    def path(self, name: str) -> Path:
+        """The absolute path of a listed file."""
+        return self.root / name
+
+    def to_json(self) -> str:
+        """`bundle.json` as text: sorted keys, no date, one final newline."""
+        plain = asdict(self)
+        del plain["root"]
+        plain["files"] = sorted(plain["files"], key=lambda f: f["path"])
+        head = {"format": FORMAT, "version": VERSION}
+        return json.dumps(head | plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def check_hashes(self) -> Iterator[BundleFile]:
+        """Read every file whole and compare its SHA-256; yields each one that is as listed.
+
+        Raises:
+            BundleError: the first file that differs.
+        """
+        for entry in self.files:
+            found = sha256_of(self.path(entry.path))
+            if found != entry.sha256:
+                raise BundleError(
+                    f"{self.path(entry.path)}: SHA-256 is {found[:16]}…, {MANIFEST} says {entry.sha256[:16]}…"
+                )
+            yield entry
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def load(directory: Path) -> Bundle:
+    """Read and check a model directory: every field, and that every listed file is there at its size.
+
+    Contents are not hashed: see `Bundle.check_hashes`.
+
+    Raises:
+        BundleError: no such directory, not one of ours, another version, a bad field, a missing or
+            resized file.
+    """
+    manifest = directory / MANIFEST
+    if not directory.is_dir():
+        raise BundleError(f"{directory}: no such model directory")
+    if not manifest.is_file():
+        raise BundleError(
+            f"{directory}: not a model directory: it has no {MANIFEST}. Make one with `pocketphi convert`"
+        )
+    raw = _read_manifest(manifest)
+    bundle = _parse(_Fields(raw, str(manifest)), directory)
+    listed = {f.path for f in bundle.files}
+    for name in [bundle.decoder, bundle.tokenizer, *(a.file for a in bundle.adapters.values())]:
+        if name not in listed:
+            raise BundleError(f"{manifest}: {name!r} is used but not in its list of files")
+    root = directory.resolve()
+    for entry in bundle.files:
+        path = directory / entry.path
+        if not path.is_file():
+            raise BundleError(f"{path}: listed in {MANIFEST} but missing")
+        if not path.resolve().is_relative_to(root):
+            raise BundleError(f"{path}: points outside the model directory")
+        if path.stat().st_size != entry.size:
+            raise BundleError(f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {entry.size}")
+    return bundle
+
+
+def _read_manifest(manifest: Path) -> dict[str, Any]:
+    try:
+        size = manifest.stat().st_size
+        if size > _MANIFEST_MAX_BYTES:
+            raise BundleError(f"{manifest}: {size} bytes is too large for a manifest")
+        raw = json.loads(manifest.read_bytes().decode("utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as exc:
+        raise BundleError(f"{manifest}: cannot be read as JSON: {_one_line(exc)}") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise BundleError(f"{manifest}: is not a {FORMAT} manifest")
+    if raw.get("version") != VERSION:
+        raise BundleError(
+            f"{manifest}: has format version {raw.get('version')!r}, expected {VERSION}: convert again"
+        )
+    return raw
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200]
+
+
+class _Fields:
+    """Typed access to a JSON object; a wrong type is a BundleError that names the field."""
+
+    def __init__(self, raw: object, where: str) -> None:
+        if not isinstance(raw, dict):
+            raise BundleError(f"{where}: expected an object")
+        self._raw: dict[str, Any] = raw
+        self.where = where
+
+    def _get(self, key: str, kind: type | tuple[type, ...], want: str) -> Any:
+        value = self._raw.get(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise BundleError(f"{self.where}: field {key!r} is {str(value)[:60]!r}, expected {want}")
+        return value
+
+    def text(self, key: str) -> str:
+        return cast(str, self._get(key, str, "a string"))
+
+    def text_or_none(self, key: str) -> str | None:
+        return None if self._raw.get(key) is None else self.text(key)
+
+    def count(self, key: str) -> int:
+        value = cast(int, self._get(key, int, "a whole number"))
+        if not 0 <= value < 1 << 53:
+            raise BundleError(f"{self.where}: field {key!r} is {value}, expected a number from 0")
+        return value
+
+    def number(self, key: str) -> float:
+        return float(self._get(key, (int, float), "a number"))
+
+    def flag(self, key: str) -> bool:
+        return cast(bool, self._get(key, bool, "true or false"))
+
+    def array(self, key: str) -> list[Any]:
+        return cast("list[Any]", self._get(key, list, "a list"))
+
+    def numbers_or_none(self, key: str) -> tuple[float, ...] | None:
+        if self._raw.get(key) is None:
+            return None
+        values = self.array(key)
+        if not all(isinstance(v, (int, float)) for v in values):
+            raise BundleError(f"{self.where}: field {key!r} holds something that is not a number")
+        return tuple(float(v) for v in values)
+
+    def fields(self, key: str) -> _Fields:
+        return _Fields(self._raw.get(key), f"{self.where}: {key}")
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(self._raw.items())
+
+    def one_of(self, key: str, allowed: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in allowed:
+            raise BundleError(
+                f"{self.where}: field {key!r} is {value!r}, expected one of {', '.join(allowed)}"
+            )
+        return value
+
+    def file(self, key: str) -> str:
+        value = self.text(key)
+        pure = PurePosixPath(value)
+        if (
+            not value
+            or pure.is_absolute()
+            or ".." in pure.parts
+            or "\\" in value
+            or ":" in value
+            or "\0" in value
+        ):
+            raise BundleError(
+                f"{self.where}: field {key!r} is {value!r}, expected a path inside the directory"
+            )
+        return value
+
+
+def _parse(top: _Fields, root: Path) -> Bundle:
+    adapters: dict[str, AdapterInfo] = {}
+    for name, raw in top.fields("adapters").items():
+        if name not in ADAPTER_NAMES:
+            raise BundleError(f"{top.where}: adapter {name!r} is not one of {', '.join(ADAPTER_NAMES)}")
+        one = _Fields(raw, f"{top.where}: adapter {name}")
+        adapters[name] = AdapterInfo(
+            one.file("file"), one.count("rank"), one.number("alpha"), one.text("quant")
+        )
+    text = _parse_text(top.fields("text"))
+    stop_ids = tuple(top.array("stop_ids"))
+    if not stop_ids or not all(type(i) is int and 0 <= i < text.vocab_size for i in stop_ids):
+        raise BundleError(f"{top.where}: field 'stop_ids' must list ids below {text.vocab_size}")
+    source = top.fields("source")
+    files = []
+    for raw in top.array("files"):
+        one = _Fields(raw, f"{top.where}: files")
+        files.append(BundleFile(one.file("path"), one.count("size"), one.text("sha256")))
+    return Bundle(
+        root=root,
+        name=top.text("name"),
+        family=cast(Family, top.one_of("family", get_args(Family))),
+        chat_format=cast(ChatFormat, top.one_of("chat_format", CHAT_FORMATS)),
+        tool_result_token=top.text("tool_result_token"),
+        text=text,
+        stop_ids=stop_ids,
+        decoder=top.file("decoder"),
+        recipe=top.text("recipe"),
+        quant={k: str(v) for k, v in top.fields("quant").items()},
+        merged=top.text_or_none("merged"),
+        adapters=adapters,
+        tokenizer=top.file("tokenizer"),
+        source=Source(source.text("name"), source.text_or_none("revision"), source.text("fingerprint")),
+        converter=top.text("converter"),
+        licence=top.text("licence"),
+        files=tuple(files),
+    )
+
+
+def _parse_text(t: _Fields) -> TextSpec:
+    r = t.fields("rope")
+    rope = RopeSpec(
+        dims=r.count("dims"),
+        theta=r.number("theta"),
+        original_context=r.count("original_context"),
+        attention_factor=r.number("attention_factor"),
+        short_factor=r.numbers_or_none("short_factor"),
+        long_factor=r.numbers_or_none("long_factor"),
+    )
+    for factors in (rope.short_factor, rope.long_factor):
+        if factors is not None and len(factors) != rope.dims // 2:
+            raise BundleError(f"{r.where}: has {len(factors)} factors for {rope.dims} rotated dimensions")
+    if (rope.short_factor is None) != (rope.long_factor is None):
+        raise BundleError(f"{r.where}: has only one of short_factor and long_factor")
+    spec = TextSpec(
+        d_model=t.count("d_model"),
+        n_layers=t.count("n_layers"),
+        n_heads=t.count("n_heads"),
+        n_kv_heads=t.count("n_kv_heads"),
+        head_dim=t.count("head_dim"),
+        d_ff=t.count("d_ff"),
+        vocab_size=t.count("vocab_size"),
+        context_length=t.count("context_length"),
+        rms_eps=t.number("rms_eps"),
+        tied_head=t.flag("tied_head"),
+        rope=rope,
+    )
+    sizes = (
+        spec.d_model,
+        spec.n_layers,
+        spec.n_heads,
+        spec.n_kv_heads,
+        spec.head_dim,
+        spec.d_ff,
+        spec.vocab_size,
+    )
+    if min(sizes) < 1 or spec.context_length < 1 or rope.original_context < 1:
+        raise BundleError(f"{t.where}: a size is zero")
+    return spec

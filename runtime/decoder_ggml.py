@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder on llama.cpp's C API (llama-cpp-python): one model, one sequence, adapters by name.
+
+llama.cpp chooses the LongRoPE table from the *allocated* context: more than `original_context` tokens
+means long. So the short table gets a context of at most that size and the long one a larger context,
+on the same loaded weights. Which one a sequence needs is the session's to say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from .errors import BundleError, InputError, KernelError
+from .parts import EmbedSpan, Float32, Span
+from .spec import RopeTable, TextSpec
+
+_log = logging.getLogger(__name__)
+
+_CELLS = 256  # llama.cpp rounds a context's size up to a multiple of this
+_BATCH = 512  # tokens in one forward pass; llama.cpp's default
+_ABORT = 1  # what the abort callback looks for
+
+KV_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q4_0": 2}
+"""KV cache types by name, with their ggml_type."""
+
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+
+
+@dataclass(frozen=True, slots=True)
+class GgmlOptions:
+    """How to run: none of it changes what is computed but for `kv_type`."""
+
+    n_threads: int | None = None  # None: the physical cores this process may use
+    n_gpu_layers: int = 0  # -1: all; needs a build with a GPU backend
+    kv_type: str = "f16"
+
+
+class _EngineLog:
+    """llama.cpp's log, passed on to `logging`; its last error line explains a failed call."""
+
+    def __init__(self) -> None:
+        self.last_error = ""
+        self._level = logging.DEBUG
+        self.callback = llama_cpp.llama_log_callback(self._receive)  # C keeps the pointer: so do we
+
+    def _receive(self, level: int, text: bytes, _user_data: object) -> None:
+        line = " ".join(text.decode("utf-8", "replace").split())
+        if level != 5:  # 5 continues the line before
+            self._level = {2: logging.INFO, 3: logging.WARNING}.get(level, logging.DEBUG)
+        if level == 3 and line:
+            self.last_error = line
+        if line:
+            _log.log(self._level, "%s", line)
+
+
+_ENGINE_LOG = _EngineLog()  # llama.cpp has one log callback for the whole process
+llama_cpp.llama_log_set(_ENGINE_LOG.callback, ctypes.c_void_p(0))
+
+
+class GgmlDecoder:
+    """See `decoder.Decoder`."""
+
+    def __init__(
+        self, model_path: Path, spec: TextSpec, adapters: Mapping[str, Path], options: GgmlOptions
+    ) -> None:
+        """Load the weights; contexts and adapters come when they are first needed.
+
+        Args:
+            model_path: the backbone GGUF.
+            spec: what the bundle says the model is; checked against the file.
+            adapters: LoRA GGUFs by name.
+            options: threads, GPU layers and the KV type.
+
+        Raises:
+            InputError: an option that this build or machine cannot follow.
+            BundleError: the file is no model, or not the one that `spec` describes.
+        """
+        self._model: Any = None
+        self._context: Any = None
+        self._check(options)
+        self._spec, self._paths, self._options = spec, dict(adapters), options
+        self._loras: dict[str, Any] = {}
+        self._adapter: str | None = None
+        self._table: RopeTable = "short"
+        self._length = self._capacity = 0
+        # C code cannot be interrupted by a Python signal, so it runs on a thread of its own while the
+        # caller waits and may ask it to stop. A set's own method as callback runs no Python bytecode.
+        self._abort: set[int] = set()
+        self._abort_callback = llama_cpp.ggml_abort_callback(self._abort.__contains__)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="pocketphi-decoder")
+        llama_cpp.llama_backend_init()
+        self._model = self._load(model_path)
+        self.vocab: Any = llama_cpp.llama_model_get_vocab(self._model)  # llama_vocab *, for grammars
+        self._compare(model_path)
+
+    @property
+    def spec(self) -> TextSpec:
+        """The decoder's shape."""
+        return self._spec
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """Names that `open` accepts beside None."""
+        return self._paths.keys()
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter of the open cache."""
+        return self._adapter
+
+    @property
+    def table(self) -> RopeTable:
+        """The RoPE table of the open cache."""
+        return self._table
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the cache has room for."""
+        return self._capacity
+
+    @property
+    def resident_adapters(self) -> tuple[str, ...]:
+        """Adapters whose weights are in memory."""
+        return tuple(self._loras)
+
+    def open(self, *, table: RopeTable, capacity: int, adapter: str | None) -> None:
+        """See `decoder.Decoder.open`."""
+        if adapter is not None and adapter not in self._paths:
+            known = ", ".join(self._paths) or "none"
+            raise InputError(f"adapter {adapter!r} is not in this model (it has: {known})")
+        self._new_context(table, capacity)
+        if adapter is not None:
+            self._load_adapter(adapter)
+        self._set_adapter(adapter)
+
+    def grow(self, capacity: int) -> None:
+        """See `decoder.Decoder.grow`."""
+        if capacity <= self._capacity:
+            return
+        state, length, adapter = self.save_state(), self._length, self._adapter
+        self._new_context(self._table, capacity)
+        self._set_adapter(adapter)
+        self.load_state(state, length)
+
+    def feed(self, span: Span) -> Float32:
+        """See `decoder.Decoder.feed`."""
+        n = len(span)
+        if n == 0 or self._length + n > self._capacity:
+            raise KernelError(f"{n} tokens after {self._length} do not fit a cache of {self._capacity}")
+        if isinstance(span, EmbedSpan):
+            if span.rows.shape[1:] != (self._spec.d_model,):
+                raise KernelError(
+                    f"embeddings have shape {list(span.rows.shape)}, expected [n, {self._spec.d_model}]"
+                )
+            rows: Any = np.ascontiguousarray(span.rows, np.float32)
+        else:
+            rows = np.ascontiguousarray(span.ids, np.int32)
+            if rows.min() < 0 or rows.max() >= self._spec.vocab_size:
+                raise InputError(f"token ids must be from 0 to {self._spec.vocab_size - 1}")
+        before = self._length
+        try:
+            for start in range(0, n, _BATCH):
+                self._decode(rows[start : start + _BATCH])
+        except BaseException:
+            self.rewind(before)
+            raise
+        return self._logits()
+
+    def rewind(self, length: int) -> None:
+        """See `decoder.Decoder.rewind`."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if length == 0:
+            llama_cpp.llama_memory_clear(memory, False)
+        elif not llama_cpp.llama_memory_seq_rm(memory, 0, length, -1):
+            raise KernelError(f"llama.cpp could not rewind the cache to {length} tokens")
+        self._length = min(self._length, length)
+
+    def save_state(self) -> bytes:
+        """See `decoder.Decoder.save_state`."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, 0)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, 0)
+        if written == 0:
+            raise KernelError("llama.cpp could not save the cache")
+        return bytes(memoryview(buffer)[:written])
+
+    def load_state(self, state: bytes, length: int) -> None:
+        """See `decoder.Decoder.load_state`."""
+        self.rewind(0)
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        done = llama_cpp.llama_state_seq_set_data(self._context, buffer, len(state), 0)
+        memory = llama_cpp.llama_get_memory(self._context)
+        if done == 0 or llama_cpp.llama_memory_seq_pos_max(memory, 0) != length - 1:
+            self.rewind(0)
+            raise KernelError(f"llama.cpp refused a saved cache of {length} tokens")
+        self._length = length
+
+    def close(self) -> None:
+        """See `decoder.Decoder.close`."""
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)  # frees its adapters too
+            self._model = None
+            self._loras.clear()
+            self._worker.shutdown()
+
+    def _check(self, options: GgmlOptions) -> None:
+        if options.kv_type not in KV_TYPES:
+            raise InputError(f"KV type is {options.kv_type!r}, expected one of {', '.join(KV_TYPES)}")
+        if options.n_threads is not None and not 1 <= options.n_threads <= 512:
+            raise InputError(f"threads is {options.n_threads}, expected 1 to 512")
+        if options.n_gpu_layers != 0 and not llama_cpp.llama_supports_gpu_offload():
+            raise InputError(
+                f"GPU layers is {options.n_gpu_layers}, but this build of llama-cpp-python has no GPU backend"
+            )
+
+    def _load(self, path: Path) -> Any:
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = self._options.n_gpu_layers
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise BundleError(
+                f"{path}: llama.cpp cannot load it: {_ENGINE_LOG.last_error or 'no reason given'}"
+            )
+        return model
+
+    def _compare(self, path: Path) -> None:
+        found = {
+            "d_model": llama_cpp.llama_model_n_embd(self._model),
+            "n_layers": llama_cpp.llama_model_n_layer(self._model),
+            "n_heads": llama_cpp.llama_model_n_head(self._model),
+            "n_kv_heads": llama_cpp.llama_model_n_head_kv(self._model),
+            "vocab_size": llama_cpp.llama_vocab_n_tokens(self.vocab),
+        }
+        for name, value in found.items():
+            if value != getattr(self._spec, name):
+                self.close()
+                raise BundleError(f"{path}: has {name} {value}, bundle.json says {getattr(self._spec, name)}")
+
+    def _new_context(self, table: RopeTable, capacity: int) -> None:
+        """Replace the context with an empty one of `table` for at least `capacity` tokens."""
+        rope = self._spec.rope
+        size = -(-max(capacity, 1) // _CELLS) * _CELLS
+        if rope.is_long_rope and table == "long":
+            size = max(size, -(-(rope.original_context + 1) // _CELLS) * _CELLS)
+        elif rope.is_long_rope and size > rope.original_context:
+            raise KernelError(
+                f"llama.cpp cannot hold {capacity} tokens with the short RoPE table: it rounds up to {size}, "
+                f"more than the {rope.original_context} the table serves"
+            )
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+        self._length = self._capacity = 0
+        self._context = llama_cpp.llama_init_from_model(self._model, self._context_params(size))
+        if not self._context:
+            gib = size * self._spec.kv_values_per_token * _KV_BYTES[self._options.kv_type] / 2**30
+            raise KernelError(
+                f"llama.cpp could not make a context of {size} tokens (its cache takes {gib:.1f} GiB): "
+                f"{_ENGINE_LOG.last_error or 'no reason given'}"
+            )
+        llama_cpp.llama_set_abort_callback(self._context, self._abort_callback, ctypes.c_void_p(_ABORT))
+        self._table, self._capacity, self._adapter = table, size, None
+
+    def _context_params(self, size: int) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        threads = self._options.n_threads or default_threads()
+        params.n_ctx, params.n_batch, params.n_ubatch = size, min(_BATCH, size), min(_BATCH, size)
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = KV_TYPES[self._options.kv_type]
+        # llama.cpp reads a quantized V with flash attention only, and its flash attention casts a float32
+        # K and V to float16: on phi4-nano that costs 2e-3 in the logits where the plain path is off by 9e-6.
+        if self._options.kv_type.startswith("q"):
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        elif self._options.kv_type == "f32":
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.no_perf = True
+        return params
+
+    def _load_adapter(self, name: str) -> None:
+        """Load an adapter once, and show that it changes the logits: one that does nothing is an error."""
+        if name in self._loras:
+            return
+        path = self._paths[name]
+        lora = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not lora:
+            raise BundleError(f"{path}: llama.cpp cannot load this adapter: {_ENGINE_LOG.last_error}")
+        self._loras[name] = lora
+        logits = []
+        for adapter in (None, name):
+            self._set_adapter(adapter)
+            self._decode(np.zeros(1, np.int32))
+            logits.append(self._logits())
+            self.rewind(0)
+        if np.array_equal(logits[0], logits[1]):
+            del self._loras[name]
+            raise KernelError(f"{path}: the {name} adapter was loaded but does not change the logits")
+
+    def _set_adapter(self, name: str | None) -> None:
+        wanted = [] if name is None else [self._loras[name]]
+        loras: Any = (llama_cpp.llama_adapter_lora_p_ctypes * len(wanted))(*wanted)
+        scales = (ctypes.c_float * len(wanted))(*[1.0] * len(wanted))
+        if llama_cpp.llama_set_adapters_lora(self._context, loras, len(wanted), scales) != 0:
+            raise KernelError(f"llama.cpp could not set adapter {name or 'none'}")
+        self._adapter = name
+
+    def _logits(self) -> Float32:
+        """A copy of the logits after the last row: the engine's own are overwritten by the next pass."""
+        row: Any = llama_cpp.llama_get_logits_ith(self._context, -1)
+        found: Float32 = np.ctypeslib.as_array(row, (self._spec.vocab_size,)).copy()
+        return found
+
+    def _decode(self, rows: Any) -> None:
+        """One forward pass: int32 [n] ids or float32 [n, d_model] embeddings, n <= _BATCH."""
+        batch = llama_cpp.llama_batch(n_tokens=len(rows))
+        # Positions, the sequence and "logits of the last token only" are what NULL pointers mean.
+        if rows.dtype == np.int32:
+            batch.token = rows.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        else:
+            batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        future = self._worker.submit(llama_cpp.llama_decode, self._context, batch)
+        try:
+            status = future.result()
+        except BaseException:  # KeyboardInterrupt, while C is at work
+            self._abort.add(_ABORT)
+            future.result()
+            self._abort.clear()
+            raise
+        if status != 0:
+            raise KernelError(
+                f"llama.cpp could not decode {len(rows)} tokens: status {status}, {_ENGINE_LOG.last_error}"
+            )
+        self._length += len(rows)
+
+
+def default_threads() -> int:
+    """Physical cores among the processors that this process may use; at least 1.
+
+    Two hyper-threads of one core share its vector units, so a second thread there only adds waiting.
+    """
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not on this system
+        return max(1, (os.cpu_count() or 2) // (1 if platform.machine() == "arm64" else 2))
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
+    return max(1, len(cores))

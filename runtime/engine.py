@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one module that knows the whole chain: a model directory in, answers out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args, overload
+
+from . import bundle as bundles
+from .answer import Answer, Request
+from .decoder_ggml import GgmlDecoder, GgmlOptions
+from .errors import InputError
+from .parts import Message, Mode, Reply, Role, TokenSpan
+from .prompt import Piece, parse_raw, render
+from .router import route
+from .sampler import Sampling
+from .sampler_ggml import GgmlSampler
+from .session import Session
+from .spec import AdapterName
+from .stream import TextStream
+from .tokenizer import Tokenizer
+from .tools import parse_tools
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_log = logging.getLogger(__name__)
+
+_MODE_OF_ADAPTER: Mapping[str, Mode] = {"vision": "vision", "speech": "speech"}
+
+Turn = Message | Mapping[str, Any]
+
+
+class CompleteOptions(TypedDict, total=False):
+    """What `Model.complete` takes beside the prompt; see there."""
+
+    sampling: Sampling | None
+    max_tokens: int | None
+    adapter: AdapterName | None
+    stop: Sequence[str]
+
+
+class ChatOptions(CompleteOptions, total=False):
+    """What `Model.chat` takes beside the messages; see there."""
+
+    tools: str | Sequence[Mapping[str, Any]] | None
+
+
+class Model:
+    """A model directory, loaded. A context manager; one conversation at a time, not for several threads.
+
+    Example:
+        >>> with pocketphi.Model("phi-4-mini-Q4_K_M") as model:
+        ...     print(model.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        n_ctx: int = 0,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        kv_type: str = "f16",
+    ) -> None:
+        """
+        Args:
+            path: a directory made by `pocketphi convert`.
+            n_ctx: the most tokens a conversation may have; 0: what the model was trained for. Memory
+                is taken as a conversation grows, not for the whole of it at once.
+            n_threads: None: the physical cores this process may use.
+            n_gpu_layers: layers for the GPU backend, where llama-cpp-python was built with one; -1: all.
+            kv_type: of the KV cache: f32, f16, q8_0 or q4_0.
+
+        Raises:
+            BundleError: the directory is missing, damaged or of another version.
+            InputError: an option out of range.
+        """
+        started = time.perf_counter()
+        self.bundle = bundles.load(Path(path))
+        text = self.bundle.text
+        if n_ctx < 0 or n_ctx > text.context_length:
+            raise InputError(
+                f"context is {n_ctx} tokens, this model takes 1 to {text.context_length} (0: all)"
+            )
+        self.tokenizer = Tokenizer(self.bundle.path(self.bundle.tokenizer), text.vocab_size)
+        self._decoder = GgmlDecoder(
+            self.bundle.path(self.bundle.decoder),
+            text,
+            {name: self.bundle.path(a.file) for name, a in self.bundle.adapters.items()},
+            GgmlOptions(n_threads, n_gpu_layers, kv_type),
+        )
+        self._notes: list[str] = []
+        self._session = Session(self._decoder, limit=n_ctx or text.context_length, note=self._note)
+        self._answer: Answer | None = None
+        self._load_ms = (time.perf_counter() - started) * 1e3
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back memory. Safe to call twice."""
+        self._end_answer()
+        self._decoder.close()
+
+    @property
+    def context_used(self) -> int:
+        """Tokens of the conversation in the KV cache."""
+        return self._session.length
+
+    @property
+    def context_limit(self) -> int:
+        """The most tokens a conversation may have."""
+        return self._session.limit
+
+    @property
+    def resident_adapters(self) -> tuple[str, ...]:
+        """Adapters whose weights are in memory; each is loaded when it is first needed."""
+        return self._decoder.resident_adapters
+
+    @overload
+    def chat(
+        self, messages: Sequence[Turn], *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
+    ) -> Reply: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Turn], *, stream: Literal[True], **options: Unpack[ChatOptions]
+    ) -> Answer: ...
+    def chat(
+        self, messages: Sequence[Turn], *, stream: bool = False, **options: Unpack[ChatOptions]
+    ) -> Reply | Answer:
+        """Answer a conversation. What it shares with the one before is not read again.
+
+        Args:
+            messages: the turns, oldest first: `Message`, or dicts with "role" and "content". Text in
+                them never becomes control tokens, whatever it spells.
+            stream: give an `Answer` to iterate over instead of the whole `Reply`.
+            **options:
+                sampling: a `Sampling`; None: greedy.
+                max_tokens: None: until the model stops or the context is full.
+                adapter: read the text through this LoRA; None: as the router says, for text none.
+                stop: texts that end the answer and are not part of it.
+                tools: what the model may call, as a JSON list or its Python equal.
+
+        Raises:
+            InputError: a message, tool or setting that cannot be used, or too long a prompt.
+            KernelError: llama.cpp failed, or an adapter was asked for that does not act.
+        """
+        parsed = [_message(m) for m in messages]
+        if not parsed:
+            raise InputError("there is no message to answer")
+        tools = options.get("tools")
+        if tools is not None:
+            tools = parse_tools(
+                tools if isinstance(tools, str) else json.dumps(list(tools), ensure_ascii=False)
+            )
+        pieces = render(
+            parsed, self.bundle.chat_format, tools=tools, tool_result_token=self.bundle.tool_result_token
+        )
+        return self._answer_to(pieces, options, stream, with_tools=tools is not None)
+
+    @overload
+    def complete(
+        self, prompt: str, *, stream: Literal[False] = False, **options: Unpack[CompleteOptions]
+    ) -> Reply: ...
+    @overload
+    def complete(
+        self, prompt: str, *, stream: Literal[True], **options: Unpack[CompleteOptions]
+    ) -> Answer: ...
+    def complete(
+        self, prompt: str, *, stream: bool = False, **options: Unpack[CompleteOptions]
+    ) -> Reply | Answer:
+        """Continue a prompt written out in the model's own markup: here `<|user|>` is the control token.
+
+        Arguments and errors are those of `chat`. Never pass text from someone else through this.
+        """
+        pieces = parse_raw(prompt, self.tokenizer.control_tokens)
+        return self._answer_to(pieces, options, stream, with_tools=True)
+
+    def _answer_to(
+        self, pieces: Sequence[Piece], options: CompleteOptions, stream: bool, *, with_tools: bool
+    ) -> Reply | Answer:
+        max_tokens, adapter = options.get("max_tokens"), options.get("adapter")
+        if max_tokens is not None and max_tokens < 1:
+            raise InputError(f"max tokens is {max_tokens}, expected at least 1")
+        self._end_answer()
+        self._notes = []
+        routed = route(images=False, audio=False)
+        request = Request(
+            spans=[TokenSpan(self.tokenizer.encode(pieces))],
+            mode=_MODE_OF_ADAPTER[adapter] if adapter else routed.mode,
+            adapter=adapter or routed.adapter,
+            max_tokens=max_tokens,
+            stop_ids=frozenset(self.bundle.stop_ids),
+            with_tools=with_tools,
+        )
+        reasoning = self.bundle.chat_format == "phi4-mini-reasoning"
+        self._answer = Answer(
+            request,
+            self._session,
+            GgmlSampler(
+                options.get("sampling") or Sampling(),
+                self._decoder.vocab,
+                self.bundle.text.vocab_size,
+                self.tokenizer.unassigned_ids,
+            ),
+            TextStream(self.tokenizer, stop=options.get("stop", ()), reasoning=reasoning),
+            self.tokenizer,
+            load_ms=self._load_ms,
+            notes=self._notes,
+        )
+        if not stream:
+            for _ in self._answer:
+                pass
+            return self._answer.reply
+        return self._answer
+
+    def _end_answer(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+    def _note(self, line: str) -> None:
+        self._notes.append(line)
+        _log.warning("%s", line)
+
+
+def _message(raw: Message | Mapping[str, Any]) -> Message:
+    if isinstance(raw, Message):
+        return raw
+    role, content = raw.get("role"), raw.get("content")
+    if role not in get_args(Role):
+        raise InputError(f"message role is {str(role)[:40]!r}, expected one of {', '.join(get_args(Role))}")
+    if not isinstance(content, str):
+        raise InputError(f"message content is {type(content).__name__}, expected text")
+    return Message(cast(Role, role), content)

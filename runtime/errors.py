@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every exception this project raises, and the exit code the command line gives it.
+
+* PocketPhiError           exit 1   base class: catch this one; a failure while running
+  + InputError             exit 2   a prompt, flag or medium that cannot be used
+  + BundleError            exit 3   the model directory is missing, damaged or of another version
+  + KernelError            exit 4   a native library refused a call or is of another ABI version
+  + CheckpointError        exit 5   the source checkpoint is missing, damaged or of an unknown kind
+    - TensorShapeError              a tensor's shape is not the one that the configuration implies
+  + OutputError            exit 6   an output could not be written
+
+Ctrl-C is exit 130. Messages are one line: which input, what was found, what was wanted.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PocketPhiError(Exception):
+    """Base class of every error that is not a bug."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(PocketPhiError):
+    """A prompt, a flag, an image or a clip cannot be used as it is."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class BundleError(PocketPhiError):
+    """The model directory on disk is missing, damaged or of another version."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class KernelError(PocketPhiError):
+    """A native library refused a call, is missing, or has another ABI version."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class CheckpointError(PocketPhiError):
+    """The source checkpoint is missing, damaged, or of a kind that cannot be converted."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class TensorShapeError(CheckpointError):
+    """A tensor's shape is not the one that the configuration implies."""
+
+    def __init__(self, name: str, *, got: tuple[int, ...], want: tuple[int, ...], file: str) -> None:
+        self.name, self.got, self.want, self.file = name, got, want, file
+        super().__init__(f"{file}: tensor {name!r} has shape {list(got)}, expected {list(want)}")
+
+
+class OutputError(PocketPhiError):
+    """An output file could not be written (no space, no permission, a broken disk)."""
+
+    exit_code: ClassVar[int] = 6

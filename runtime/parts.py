@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small frozen values that pass between stages. A stage knows these and not its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+Mode = Literal["language", "vision", "speech", "vision_speech"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call the model asks for. `arguments` is the decoded JSON object."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. `content` is text as the person or the tool gave it, never markup."""
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant turn, to be rendered back into history
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenSpan:
+    """Consecutive token ids: int32 [n]."""
+
+    ids: Int32
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedSpan:
+    """Consecutive projected embeddings: float32 [n, d_model], as an encoder gives them.
+
+    `key` names the content (a digest of what was encoded): equal keys mean equal rows, so that a
+    cached prefix can be recognised without comparing megabytes.
+    """
+
+    rows: Float32
+    key: str
+
+    def __len__(self) -> int:
+        return int(self.rows.shape[0])
+
+
+Span = TokenSpan | EmbedSpan
+
+
+@dataclass(frozen=True, slots=True)
+class TextEvent:
+    """A piece of the answer while it streams: whole UTF-8 characters, never half of one."""
+
+    text: str
+    kind: Literal["answer", "reasoning"] = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt, taken from the KV cache
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where one request's time went, in milliseconds; the names are llama.cpp's."""
+
+    load_ms: float
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+    ttft_ms: float  # from the call to the first token
+
+    @property
+    def prompt_per_second(self) -> float:
+        """Prefill tokens per second; 0 when nothing was read."""
+        return 1e3 * self.prompt_n / self.prompt_ms if self.prompt_ms > 0 else 0.0
+
+    @property
+    def predicted_per_second(self) -> float:
+        """Decoded tokens per second; 0 when nothing was decoded."""
+        return 1e3 * self.predicted_n / self.predicted_ms if self.predicted_ms > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer and what it took."""
+
+    text: str
+    reasoning: str  # what stood inside <think>…</think>, empty for models that do not reason aloud
+    tool_calls: tuple[ToolCall, ...]
+    token_ids: tuple[int, ...]  # every generated id, the stop token included
+    mode: Mode
+    adapter: str | None
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    notes: tuple[str, ...] = field(default=())  # e.g. that the long RoPE table came into use

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replies and model directories as people and scripts read them: lines of text, objects for JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from .bundle import Bundle
+from .parts import Reply
+
+
+def reply_object(reply: Reply) -> dict[str, Any]:
+    """What `run --json` prints: the answer, token counts, timings in milliseconds, memory in bytes."""
+    timings, usage = reply.timings, reply.usage
+    return {
+        "text": reply.text,
+        "reasoning": reply.reasoning,
+        "tool_calls": [asdict(call) for call in reply.tool_calls],
+        "token_ids": list(reply.token_ids),
+        "mode": reply.mode,
+        "adapter": reply.adapter,
+        "finish_reason": reply.finish_reason,
+        "usage": asdict(usage) | {"total_tokens": usage.prompt_tokens + usage.completion_tokens},
+        "timings": asdict(timings)
+        | {
+            "prompt_per_second": timings.prompt_per_second,
+            "predicted_per_second": timings.predicted_per_second,
+        },
+        "notes": list(reply.notes),
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def reply_line(reply: Reply) -> str:
+    """One line of figures for stderr."""
+    t = reply.timings
+    return (
+        f"[read {t.prompt_n} tokens at {t.prompt_per_second:.1f}/s, wrote {len(reply.token_ids)} "
+        f"at {t.predicted_per_second:.1f}/s, first after {t.ttft_ms:.0f} ms, load {t.load_ms:.0f} ms]"
+    )
+
+
+def bundle_object(bundle: Bundle) -> dict[str, Any]:
+    """What `info --json` prints: bundle.json, where it is, and the sum of its files."""
+    found: dict[str, Any] = json.loads(bundle.to_json())
+    return found | {"directory": str(bundle.root), "total_bytes": sum(f.size for f in bundle.files)}
+
+
+def bundle_lines(bundle: Bundle) -> list[str]:
+    """What `info` prints."""
+    text, rope = bundle.text, bundle.text.rope
+    long_rope = f", long RoPE above {rope.original_context}" if rope.is_long_rope else ""
+    revision = f" at {bundle.source.revision}" if bundle.source.revision else ""
+    rows = [
+        ("name", bundle.name),
+        ("family", bundle.family),
+        ("shape", f"{text.n_layers} layers, {text.d_model} wide, MLP {text.d_ff}"),
+        ("attention", f"{text.n_heads} heads, {text.n_kv_heads} for keys and values, {text.head_dim} wide"),
+        ("vocabulary", str(text.vocab_size)),
+        ("context", f"{text.context_length} tokens{long_rope}"),
+        ("KV cache", f"{human_bytes(text.kv_values_per_token * 2)} a token at f16"),
+        ("recipe", bundle.recipe),
+        *((f"  {group}", types) for group, types in sorted(bundle.quant.items())),
+        *(
+            (f"{name} adapter", f"rank {a.rank}, alpha {a.alpha:g}, {a.quant}")
+            for name, a in sorted(bundle.adapters.items())
+        ),
+        ("merged", bundle.merged or "nothing"),
+        ("chat format", bundle.chat_format),
+        ("licence", bundle.licence),
+        ("source", f"{bundle.source.name}{revision}"),
+        ("converter", bundle.converter),
+        *(("file", f"{f.path}  {human_bytes(f.size)}  sha256 {f.sha256[:16]}…") for f in bundle.files),
+    ]
+    return [f"{key:<16}{value}" for key, value in rows]
+
+
+def human_bytes(n: float) -> str:
+    """Bytes in the largest binary unit that leaves at least 1."""
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.2f} GiB"
+
+
+def peak_rss() -> int | None:
+    """The most memory this process had resident, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
