@@ -205,7 +205,7 @@ def convert(
     )  # fmt: skip
     if dry_run or out is None:
         plan = converter.plan(directory, options)
-        typer.echo(_json(plan.to_json()) if as_json else plan.format())
+        typer.echo(plan.to_json() if as_json else plan.format())
         return
     with _progress() as progress:
         bundle = converter.convert(directory, out, options, progress)

@@ -193,6 +193,10 @@ class Model:
         max_tokens, adapter = options.get("max_tokens"), options.get("adapter")
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max tokens is {max_tokens}, expected at least 1")
+        if adapter is not None and adapter not in _MODE_OF_ADAPTER:
+            raise InputError(
+                f"adapter is {str(adapter)[:40]!r}, expected one of {', '.join(_MODE_OF_ADAPTER)}"
+            )
         self._end_answer()
         self._notes = []
         routed = route(images=False, audio=False)

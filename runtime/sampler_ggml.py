@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import os
 import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
@@ -31,9 +36,14 @@ def schema_to_grammar(schema: str) -> str:
     if len(schema) > _GRAMMAR_MAX_CHARS:
         raise InputError(f"JSON schema: {len(schema)} characters, expected at most {_GRAMMAR_MAX_CHARS}")
     try:
-        if not isinstance(json.loads(schema), dict):
+        parsed = json.loads(schema)
+        if not isinstance(parsed, dict):
             raise InputError("JSON schema: expected a JSON object")
-        return str(json_schema_to_gbnf(schema))
+        if (
+            "$ref" in parsed
+        ):  # the converter does not look into "$defs" beside a "$ref": say the same in allOf
+            parsed = {k: v for k, v in parsed.items() if k != "$ref"} | {"allOf": [{"$ref": parsed["$ref"]}]}
+        return str(json_schema_to_gbnf(json.dumps(parsed)))
     except InputError:
         raise
     # The converter raises whatever its walk over the schema runs into: KeyError, AssertionError, …
@@ -115,12 +125,33 @@ def _grammar_sampler(sampling: Sampling, vocab: Any) -> Any:
         return None
     if not grammar.strip() or len(grammar) > _GRAMMAR_MAX_CHARS or "\0" in grammar:
         raise InputError(f"grammar: expected GBNF of 1 to {_GRAMMAR_MAX_CHARS} characters without NUL")
-    sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
+    with _captured_stderr() as said:
+        sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
     if not sampler:
-        raise InputError(
-            "grammar: does not parse as GBNF with a rule named root (left recursion is refused too)"
-        )
+        reason = " ".join(said.text.split())[:200] or "is not GBNF with a rule named root"
+        raise InputError(f"grammar: {reason}")
     return sampler
+
+
+class _Captured:
+    text = ""
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[_Captured]:
+    """llama.cpp's grammar parser writes its complaints to the process's stderr: take them from there."""
+    found = _Captured()
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield found
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            found.text = file.read(1 << 16).decode("utf-8", "replace")
 
 
 def _chain(sampling: Sampling, vocab_size: int) -> Any:

@@ -76,7 +76,7 @@ class Session:
         if self._fits(total, adapter):
             kept = min(_common_prefix(self._marks, marks), total - 1)
             self._decoder.rewind(kept)
-            self._reserve(total + reserve)
+            self._reserve(total, total + reserve)
         else:
             self._explain(total, adapter)
             self._start(total, total + reserve, adapter)
@@ -97,7 +97,7 @@ class Session:
         span = TokenSpan(np.array([token_id], np.int32))
         if self._decoder.spec.rope.table(total) != self._decoder.table:
             return self.read([*self._spans, span], adapter=self._decoder.adapter, reserve=_GROWTH)[0]
-        self._reserve(total)
+        self._reserve(total, total + _GROWTH)
         logits = self._decoder.feed(span)
         self._marks = np.append(self._marks, np.int64(token_id))
         self._append(span)
@@ -134,10 +134,10 @@ class Session:
         self._decoder.open(table=table, capacity=self._bounded(total, wanted), adapter=adapter)
         self._open = True
 
-    def _reserve(self, wanted: int) -> None:
-        """Room for `wanted` tokens as far as this table and the limit go; grows in steps."""
-        if wanted > self._decoder.capacity:
-            self._decoder.grow(self._bounded(wanted, wanted + _GROWTH))
+    def _reserve(self, needed: int, wanted: int) -> None:
+        """Room for `needed` tokens; when more has to be made, for `wanted` as far as table and limit go."""
+        if needed > self._decoder.capacity:
+            self._decoder.grow(self._bounded(needed, wanted))
 
     def _bounded(self, needed: int, wanted: int) -> int:
         rope = self._decoder.spec.rope

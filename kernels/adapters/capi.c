@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// capi.c - checked entry points for ctypes: the border between the outside and the core, which assumes.
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "logmel/logmel.h"
+#include "pk.h"
+#include "pk_cpu.h"
+
+int pk_abi(void) { return PK_ABI; }
+
+const char *pk_version(void) { return PK_VERSION; }
+
+const char *pk_status(int status) {
+    static const char *const texts[] = {
+        [PK_OK] = "ok",
+        [PK_ERR_NULL] = "a pointer is NULL",
+        [PK_ERR_RATE] = "the sample rate is neither 8000 nor 16000 Hz",
+        [PK_ERR_SIZE] = "the input is shorter than one frame, or the output's size does not fit it",
+        [PK_ERR_OVERLAP] = "output and input share memory",
+        [PK_ERR_VALUE] = "a sample is not finite, or beyond half of float32's range",
+        [PK_ERR_VARIANT] = "no such variant, or this CPU cannot run it",
+        [PK_ERR_MASK] = "POCKETPHI_CPU_MASK names an unknown CPU feature",
+    };
+    const size_t n = sizeof texts / sizeof texts[0];
+    return status >= 0 && (size_t)status < n ? texts[status] : "unknown status";
+}
+
+int pk_check_mask(void) { return pk_cpu_mask_is_valid() ? PK_OK : PK_ERR_MASK; }
+
+const char *pk_feature(size_t i) {
+    const pk_cpu_feature *feature;
+    for (size_t row = 0; (feature = pk_cpu_at(row)) != NULL; row++) {
+        if (pk_cpu_has(feature->bit) && i-- == 0) return feature->name;
+    }
+    return NULL;
+}
+
+const char *pk_known_feature(size_t i) {
+    const pk_cpu_feature *feature = pk_cpu_at(i);
+    return feature ? feature->name : NULL;
+}
+
+const char *pk_variant(const char *kernel, size_t i) {
+    if (!kernel || strcmp(kernel, "logmel")) return NULL;
+    const pk_logmel_variant *variant;
+    for (size_t row = 0; (variant = pk_logmel_at(row)) != NULL; row++) {
+        if (pk_cpu_has(variant->needs) && i-- == 0) return variant->name;
+    }
+    return NULL;
+}
+
+static pk_logmel_fn logmel_named(const char *name) {
+    if (!name) return pk_logmel_best();
+    const pk_logmel_variant *variant;
+    for (size_t row = 0; (variant = pk_logmel_at(row)) != NULL; row++) {
+        if (!strcmp(variant->name, name)) return pk_cpu_has(variant->needs) ? variant->fn : NULL;
+    }
+    return NULL;
+}
+
+static bool overlap(const float *a, size_t n_a, const float *b, size_t n_b) {
+    const uintptr_t from_a = (uintptr_t)a, from_b = (uintptr_t)b;
+    return from_a < from_b + n_b * sizeof *b && from_b < from_a + n_a * sizeof *a;
+}
+
+static bool all_usable(const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (!(x[i] >= -PK_LOGMEL_MAX_SAMPLE && x[i] <= PK_LOGMEL_MAX_SAMPLE)) return false;  // NaN too
+    }
+    return true;
+}
+
+int pk_logmel(float *out, size_t n_out, const float *wave, size_t n_samples, unsigned sample_rate,
+              const char *variant) {
+    if (!out || !wave) return PK_ERR_NULL;
+    if (!pk_cpu_mask_is_valid()) return PK_ERR_MASK;
+    const pk_logmel_fn fn = logmel_named(variant);
+    if (!fn) return PK_ERR_VARIANT;
+    pk_logmel_tables tables;  // 12 KB; filling it takes about as long as 50 frames
+    if (!pk_logmel_setup(&tables, sample_rate)) return PK_ERR_RATE;
+    if (n_samples < tables.window_samples || n_samples > SIZE_MAX / sizeof(float)) return PK_ERR_SIZE;
+    const size_t n_frames = (n_samples - tables.window_samples) / tables.hop_samples + 1;
+    if (n_out % PK_LOGMEL_BANDS || n_out / PK_LOGMEL_BANDS != n_frames) return PK_ERR_SIZE;
+    if (overlap(out, n_out, wave, n_samples)) return PK_ERR_OVERLAP;
+    if (!all_usable(wave, n_samples)) return PK_ERR_VALUE;
+    fn(out, wave, n_frames, &tables);
+    return PK_OK;
+}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The llama.cpp decoder: contexts, adapters, state, and what it refuses."""
+
+from __future__ import annotations
+
+import _thread
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pocketphi.runtime import bundle as bundles
+from pocketphi.runtime.decoder_ggml import KV_TYPES, GgmlDecoder, GgmlOptions, default_threads
+from pocketphi.runtime.errors import BundleError, InputError, KernelError
+from pocketphi.runtime.parts import EmbedSpan, TokenSpan
+
+from ..conftest import Converted, load_decoder, open_decoder
+
+IDS = TokenSpan(np.arange(100, 160, dtype=np.int32))
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_every_cache_type_decodes(kv_type: str, nano: Path) -> None:
+    exact, other = load_decoder(nano, "f32"), load_decoder(nano, kv_type)
+    for d in (exact, other):
+        d.open(table="short", capacity=100, adapter=None)
+    a, b = exact.feed(IDS), other.feed(IDS)
+    assert np.isfinite(b).all()
+    # A cosine: q4_0 keeps 4 bits of each key and value, and still most of the direction.
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > {"f32": 1 - 1e-6, "f16": 0.9999}.get(kv_type, 0.9)
+    exact.close()
+    other.close()
+
+
+def test_the_short_table_never_gets_a_context_that_llama_cpp_would_read_as_long(nano: Path) -> None:
+    d = load_decoder(nano)
+    d.open(table="short", capacity=1024, adapter=None)
+    assert d.capacity == 1024
+    with pytest.raises(KernelError, match="short RoPE table"):
+        d.open(table="short", capacity=1025, adapter=None)
+    d.open(table="long", capacity=10, adapter=None)
+    assert d.capacity > 1024
+    d.close()
+
+
+def test_state_goes_into_another_context(nano: Path) -> None:
+    a, b = load_decoder(nano), load_decoder(nano)
+    a.open(table="short", capacity=256, adapter="speech")
+    a.feed(IDS)
+    state = a.save_state()
+    b.open(table="short", capacity=512, adapter="speech")
+    b.load_state(state, len(IDS))
+    one = TokenSpan(np.array([7], np.int32))
+    assert a.feed(one).tobytes() == b.feed(one).tobytes()
+    with pytest.raises(KernelError, match="refused"):
+        b.load_state(state, len(IDS) + 1)
+    with pytest.raises(KernelError, match="refused"):
+        b.load_state(state[: len(state) // 2], len(IDS))
+    assert b.length == 0
+    a.close()
+    b.close()
+
+
+def test_rewind_then_the_same_tokens_give_the_same_logits(nano: Path) -> None:
+    d = load_decoder(nano)
+    d.open(table="short", capacity=256, adapter=None)
+    d.feed(IDS)
+    one = TokenSpan(np.array([7], np.int32))
+    first = d.feed(one)
+    d.rewind(len(IDS))
+    assert d.feed(one).tobytes() == first.tobytes()
+    d.close()
+
+
+def test_an_adapter_that_does_not_act_is_an_error(nano: Path, tmp_path: Path) -> None:
+    """All of B set to zero: the file loads, and changes nothing."""
+    import gguf
+
+    bundle = bundles.load(nano)
+    path = tmp_path / "dead.gguf"
+    shutil.copy(bundle.path(bundle.adapters["vision"].file), path)
+    reader = gguf.GGUFReader(path, "r+")
+    for tensor in reader.tensors:
+        if tensor.name.endswith(".lora_b"):
+            tensor.data[:] = 0
+    reader.data.flush()
+    d = GgmlDecoder(bundle.path(bundle.decoder), bundle.text, {"vision": path}, GgmlOptions(kv_type="f32"))
+    with pytest.raises(KernelError, match="does not change the logits"):
+        d.open(table="short", capacity=256, adapter="vision")
+    d.close()
+
+
+def test_an_adapter_of_another_model_is_refused(nano: Path, converted: Converted) -> None:
+    bundle = bundles.load(nano)
+    other = bundles.load(converted("phi4-multimodal", "F32"))
+    paths = {"speech": other.path(other.adapters["speech"].file)}
+    d = GgmlDecoder(bundle.path(bundle.decoder), bundle.text, paths, GgmlOptions())
+    with pytest.raises(BundleError, match="cannot load this adapter"):
+        d.open(table="short", capacity=256, adapter="speech")
+    with pytest.raises(InputError, match="it has: speech"):
+        d.open(table="short", capacity=256, adapter="vision")
+    d.close()
+
+
+def test_a_model_file_that_is_none(tmp_path: Path, nano: Path) -> None:
+    bundle = bundles.load(nano)
+    good = bundle.path(bundle.decoder).read_bytes()
+    for i, raw in enumerate((b"", b"GGUF", good[:1000], b"\0" * 5000, good[: len(good) // 2])):
+        path = tmp_path / f"{i}.gguf"
+        path.write_bytes(raw)
+        with pytest.raises(BundleError, match="cannot load it") as caught:
+            GgmlDecoder(path, bundle.text, {}, GgmlOptions())
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_not_the_one_described(nano: Path) -> None:
+    bundle = bundles.load(nano)
+    with pytest.raises(BundleError, match="has n_heads 4"):
+        open_decoder(replace(bundle, text=replace(bundle.text, n_heads=8)))
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        (GgmlOptions(n_threads=0), "1 to 512"),
+        (GgmlOptions(kv_type="q5_7"), "expected one of"),
+        (GgmlOptions(n_gpu_layers=1), "no GPU backend"),
+    ],
+)
+def test_options_out_of_range(options: GgmlOptions, want: str, nano: Path) -> None:
+    bundle = bundles.load(nano)
+    with pytest.raises(InputError, match=want):
+        GgmlDecoder(bundle.path(bundle.decoder), bundle.text, {}, options)
+
+
+def test_embeddings_of_the_wrong_width(nano: Path) -> None:
+    d = load_decoder(nano)
+    d.open(table="short", capacity=256, adapter=None)
+    with pytest.raises(KernelError, match="expected \\[n, 256\\]"):
+        d.feed(EmbedSpan(np.zeros((3, 128), np.float32), "x"))
+    with pytest.raises(KernelError, match="do not fit"):
+        d.feed(TokenSpan(np.zeros(257, np.int32)))
+    d.close()
+
+
+def test_ctrl_c_stops_a_long_prefill_and_the_decoder_goes_on(nano: Path) -> None:
+    """A real interrupt of the main thread while C code runs; what was half read is dropped."""
+    d = load_decoder(nano)
+    d.open(table="long", capacity=8192, adapter=None)
+    d.feed(IDS)
+    long = TokenSpan(np.resize(IDS.ids, 8000))
+    timer = threading.Timer(0.05, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(100):  # far more work than the timer waits
+            d.feed(long)
+            d.rewind(len(IDS))
+    assert d.length in (len(IDS), 0) or d.length == len(IDS) + len(long)
+    d.rewind(min(d.length, len(IDS)))
+    one = TokenSpan(np.array([7], np.int32))
+    after = d.feed(one)
+    d.rewind(0)
+    d.feed(IDS)
+    assert abs(d.feed(one) - after).max() < 2e-3
+    d.close()
+
+
+def test_default_threads_is_at_least_one() -> None:
+    assert 1 <= default_threads() <= 4096

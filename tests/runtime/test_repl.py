@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chat loop on the real little model, with a scripted person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pocketphi.runtime.engine import Model
+from pocketphi.runtime.errors import InputError
+from pocketphi.runtime.repl import ChatSettings, Repl, read_chat
+
+Line = str | Callable[[], str | None]
+
+
+class Script:
+    """Types the given lines and keeps what comes back."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self.lines = list(lines)
+        self.answers = ""
+        self.said: list[str] = []
+        self.interrupt_after: int | None = None
+
+    def read(self, prompt: str) -> str | None:
+        if not self.lines:
+            return None
+        line = self.lines.pop(0)
+        return line() if callable(line) else line
+
+    def write(self, text: str, style: Literal["answer", "reasoning"] = "answer") -> None:
+        self.answers += text
+        if self.interrupt_after is not None and len(self.answers) >= self.interrupt_after:
+            self.interrupt_after = None
+            raise KeyboardInterrupt
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def chat(model: Model, *lines: Line, system: str | None = None, **options: object) -> Script:
+    script = Script(list(lines))
+    Repl(model, ChatSettings({**options}), script, system=system).run()  # type: ignore[typeddict-item]
+    return script
+
+
+def test_a_conversation(nano_model: Model) -> None:
+    script = chat(nano_model, "What is the capital of France?", "How do you spell tea?")
+    assert script.answers == "The capital of France is Paris.\nT-E-A.\n"
+    assert script.said == []
+
+
+def test_leaving(nano_model: Model) -> None:
+    for word in ("/exit", "/quit", "/exit now"):
+        script = chat(nano_model, word, "What is the capital of France?")
+        assert script.answers == ""
+
+
+def test_several_lines(nano_model: Model) -> None:
+    one = chat(nano_model, "What is the capital\\", "of France?")
+    assert "Paris" in one.answers
+    block = chat(nano_model, '"""What is', "the capital", 'of France?"""')
+    assert "Paris" in block.answers
+    inline = chat(nano_model, '"""What is the capital of France?"""')
+    assert "Paris" in inline.answers
+
+
+def test_commands(nano_model: Model) -> None:
+    script = chat(nano_model, "/help", "/nonsense", "/system Answer with one word.", "/system", "/stats")
+    assert "/reset" in script.said[0]
+    assert script.said[1].startswith("error: no command '/nonsense'")
+    assert script.said[2:4] == ["system prompt: Answer with one word."] * 2
+    assert script.said[4].startswith("context ")
+
+
+def test_reset_forgets(nano_model: Model) -> None:
+    script = chat(nano_model, "What is the capital of France?", "/reset", "/stats")
+    assert any("0 turns" in line for line in script.said)
+
+
+def test_two_slashes_begin_a_message_with_one(nano_model: Model) -> None:
+    script = chat(nano_model, "//help", max_tokens=4)
+    assert script.answers.strip()
+    assert not any("/reset" in line for line in script.said)
+
+
+def test_save_and_load(nano_model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    chat(nano_model, "What is the capital of France?", f"/save {path}", system="Be brief.")
+    assert read_chat(path)[0] == "Be brief."
+    assert [m.role for m in read_chat(path)[1]] == ["user", "assistant"]
+    script = chat(nano_model, f"/load {path}", "How do you spell tea?", f"/save {path}")
+    assert script.said[0] == "(loaded 2 turns)"
+    assert len(read_chat(path)[1]) == 4
+    script = chat(
+        nano_model, "/save", "/load", f"/load {tmp_path / 'gone'}", f"/save {tmp_path / 'no' / 'x'}"
+    )
+    assert [line.partition(":")[0] for line in script.said] == ["error"] * 4
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "", "[]", "{}", '{"format": "pocketphi-chat", "version": 2, "messages": []}',
+        '{"format": "pocketphi-chat", "version": 1, "messages": [{"role": "x", "content": ""}]}',
+        '{"format": "pocketphi-chat", "version": 1, "messages": [{"role": "user"}]}',
+        '{"format": "pocketphi-chat", "version": 1, "system": 3, "messages": []}',
+        '{"format": "pocketphi-chat", "version": 1, "messages":'
+        ' [{"role": "assistant", "content": "", "tool_calls": [{"name": 1}]}]}',
+        "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_saved_chats_that_are_none(raw: str, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text(raw, "utf-8")
+    with pytest.raises(InputError) as caught:
+        read_chat(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_chat(path)
+
+
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(nano_model: Model) -> None:
+    script = Script(["What is the capital of France?", "How do you spell tea?"])
+    script.interrupt_after = 5
+    Repl(nano_model, ChatSettings({}), script, system=None).run()
+    assert any("stopped" in line for line in script.said)
+    assert script.answers.endswith("\n")
+    assert "Paris" not in script.answers
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave(nano_model: Model) -> None:
+    def interrupted() -> str | None:
+        raise KeyboardInterrupt
+
+    script = chat(nano_model, interrupted, "What is the capital of France?")
+    assert "Paris" in script.answers
+
+
+def test_an_unusable_message_is_an_error_line_and_no_turn(nano_model: Model) -> None:
+    script = chat(nano_model, "\ud800", "/stats")
+    assert script.said[0].startswith("error: ")
+    assert any("0 turns" in line for line in script.said)
+
+
+def test_a_tool_call_asks_for_its_result(nano_model: Model) -> None:
+    tools = json.dumps(
+        [
+            {
+                "name": "alarm",
+                "description": "Set an alarm",
+                "parameters": {"hour": {"type": "int"}, "day": {"type": "str"}},
+            }
+        ]
+    )
+    asked = "Wake me up at 9 on Saturday."
+    script = chat(nano_model, asked, "", "/stats", system="You have some tools.", tools=tools)
+    assert 'the model calls alarm({"hour": 9, "day": "Saturday"})' in script.said
+    assert any("2 turns" in line for line in script.said), "left unanswered: question and call"
+    script = chat(
+        nano_model, asked, '{"ok": true}', "", "", "/stats", system="You have some tools.", tools=tools
+    )
+    assert any("4 turns" in line or "6 turns" in line for line in script.said)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is reused, what is read again, and that neither changes a logit beyond float32 noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pocketphi.runtime.decoder_ggml import GgmlDecoder
+from pocketphi.runtime.errors import InputError
+from pocketphi.runtime.parts import EmbedSpan, TokenSpan
+from pocketphi.runtime.session import Session
+
+from ..conftest import load_decoder
+
+# Two orders of summing the same float32 terms: a batch of n against batches that add up to n.
+# The logits of these prompts are below 32, and test_reference.py measures their noise at 5e-4 at most.
+SAME = 2e-3
+ORIGINAL = 1024  # phi4-nano's
+
+
+@pytest.fixture(scope="module")
+def decoder(nano: Path) -> Iterator[GgmlDecoder]:
+    loaded = load_decoder(nano)
+    yield loaded
+    loaded.close()
+
+
+def ids(n: int, seed: int = 1) -> TokenSpan:
+    return TokenSpan(np.random.default_rng(seed).integers(0, 2800, n, dtype=np.int32))
+
+
+def fresh(decoder: GgmlDecoder, limit: int = 8192) -> tuple[Session, list[str]]:
+    notes: list[str] = []
+    return Session(decoder, limit=limit, note=notes.append), notes
+
+
+def test_a_common_prefix_is_not_read_again(decoder: GgmlDecoder) -> None:
+    session, notes = fresh(decoder)
+    first, second = ids(40), ids(10, seed=2)
+    assert session.read([first], adapter=None)[1] == 0
+    logits, kept = session.read([first, second], adapter=None)
+    assert kept == 40
+    alone, none_kept = fresh(decoder)[0].read([first, second], adapter=None)
+    assert none_kept == 0
+    assert abs(logits - alone).max() <= SAME
+    assert notes == []
+
+
+def test_the_same_prompt_reads_its_last_token_for_the_logits(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder)
+    before, _ = session.read([ids(40)], adapter=None)
+    after, kept = session.read([ids(40)], adapter=None)
+    assert kept == 39
+    assert abs(before - after).max() <= SAME
+
+
+def test_a_difference_in_the_middle_rewinds_to_it(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder)
+    span = ids(40)
+    session.read([span], adapter=None)
+    changed = span.ids.copy()
+    changed[25] += 1
+    _, kept = session.read([TokenSpan(changed)], adapter=None)
+    assert kept == 25
+    assert session.length == decoder.length == 40
+
+
+def test_another_adapter_reads_everything_again_and_says_so(decoder: GgmlDecoder) -> None:
+    session, notes = fresh(decoder)
+    base, _ = session.read([ids(20)], adapter=None)
+    vision, kept = session.read([ids(20)], adapter="vision")
+    assert kept == 0
+    assert notes == ["adapter vision: reading the conversation again"]
+    assert abs(base - vision).max() > 1
+    back, _ = session.read([ids(20)], adapter=None)
+    assert back.tobytes() == base.tobytes()
+
+
+def test_switching_adapters_many_times_comes_back_to_the_same_bytes(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder)
+    wanted = {a: session.read([ids(5)], adapter=a)[0].tobytes() for a in (None, "vision", "speech")}
+    for turn in range(60):
+        adapter = (None, "vision", "speech")[turn % 3]
+        assert session.read([ids(5)], adapter=adapter)[0].tobytes() == wanted[adapter]
+
+
+def test_the_crossing_is_one_read_with_the_long_table(decoder: GgmlDecoder) -> None:
+    session, notes = fresh(decoder)
+    start = ids(ORIGINAL - 1)
+    session.read([start], adapter=None)
+    session.step(7)
+    assert (session.length, decoder.table) == (ORIGINAL, "short")
+    stepped = session.step(8)
+    assert (session.length, decoder.table) == (ORIGINAL + 1, "long")
+    assert len(notes) == 1
+    whole = TokenSpan(np.append(start.ids, [7, 8]).astype(np.int32))
+    direct, _ = fresh(decoder)[0].read([whole], adapter=None)
+    assert stepped.tobytes() == direct.tobytes()
+
+
+def test_going_back_below_the_boundary_returns_to_the_short_table(decoder: GgmlDecoder) -> None:
+    session, notes = fresh(decoder)
+    session.read([ids(ORIGINAL + 50)], adapter=None)
+    assert decoder.table == "long"
+    short, kept = session.read([TokenSpan(ids(ORIGINAL + 50).ids[:100])], adapter=None)
+    assert (kept, decoder.table) == (0, "short")
+    assert "back within" in notes[-1]
+    direct, _ = fresh(decoder)[0].read([TokenSpan(ids(ORIGINAL + 50).ids[:100])], adapter=None)
+    assert short.tobytes() == direct.tobytes()
+
+
+def test_memory_grows_with_the_conversation_and_keeps_it(decoder: GgmlDecoder) -> None:
+    session, notes = fresh(decoder)
+    session.read([ids(250)], adapter=None)
+    assert decoder.capacity == 256
+    for token in range(300, 310):
+        logits = session.step(token)
+    assert 260 <= decoder.capacity < 8192
+    whole = TokenSpan(np.concatenate([ids(250).ids, np.arange(300, 310, dtype=np.int32)]))
+    direct, _ = fresh(decoder)[0].read([whole], adapter=None)
+    assert abs(logits - direct).max() <= SAME
+    assert notes == []
+
+
+def test_embedded_rows_are_recognised_by_their_key(decoder: GgmlDecoder) -> None:
+    rows = np.random.default_rng(3).normal(0, 0.05, (12, 256)).astype(np.float32)
+    session, _ = fresh(decoder)
+    session.read([ids(5), EmbedSpan(rows, "clip"), ids(4, seed=9)], adapter="speech")
+    _, kept = session.read([ids(5), EmbedSpan(rows, "clip"), ids(6, seed=8)], adapter="speech")
+    assert kept >= 17
+    _, kept = session.read([ids(5), EmbedSpan(rows, "other"), ids(6, seed=8)], adapter="speech")
+    assert kept == 5
+    _, kept = session.read([ids(5), EmbedSpan(rows, "other")], adapter="speech")
+    assert kept == 16, "cut inside the rows, all but the last"
+
+
+def test_the_limit(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder, limit=20)
+    with pytest.raises(InputError, match="21 tokens, the context holds 20"):
+        session.read([ids(21)], adapter=None)
+    with pytest.raises(InputError, match="empty"):
+        session.read([TokenSpan(np.zeros(0, np.int32))], adapter=None)
+    session.read([ids(20)], adapter=None)
+    with pytest.raises(InputError, match="full"):
+        session.step(1)
+
+
+def test_an_interrupted_read_leaves_a_usable_session(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder)
+    session.read([ids(30)], adapter=None)
+    bad = TokenSpan(np.array([5, 99999], np.int32))
+    with pytest.raises(InputError, match="token ids"):
+        session.read([ids(30), bad], adapter=None)
+    logits, kept = session.read([ids(30), ids(3, seed=4)], adapter=None)
+    assert kept == 30
+    direct, _ = fresh(decoder)[0].read([ids(30), ids(3, seed=4)], adapter=None)
+    assert abs(logits - direct).max() <= SAME

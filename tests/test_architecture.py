@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom. CONTRIBUTING.md draws the arrows; this test is what keeps them true."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Low to high. A runtime module imports only from rows above its own, never from its own row.
+LAYERS = (
+    {"errors", "parts", "spec"},
+    {"kernels", "bundle", "router", "sampler", "tools", "files", "terminal", "progress", "decoder"},
+    {"prompt", "logmel", "session", "decoder_ggml", "sampler_ggml", "report"},
+    {"tokenizer"},
+    {"stream"},
+    {"answer"},
+    {"engine"},
+    {"repl"},
+)
+ONLY = {  # package -> the runtime modules that may import it
+    "llama_cpp": {"decoder_ggml", "sampler_ggml"},
+    "tokenizers": {"tokenizer"},
+    "ctypes": {"kernels", "decoder_ggml", "sampler_ggml"},
+    "rich": {"progress"},
+    "readline": {"terminal"},
+    "onnxruntime": set(),
+    "soundfile": set(),
+    "sounddevice": set(),
+    "cv2": set(),
+    "convert": set(),
+    "cli": set(),
+    "pocketphi": set(),
+    "torch": set(),
+    "transformers": set(),
+    "onnx": set(),
+    "gguf": set(),
+    "safetensors": set(),
+}
+FROM_RUNTIME = {"bundle", "errors", "spec"}  # all that convert may use of runtime
+WRITERS = {"write_gguf", "write_gguf_lora"}  # outputs are independent of one another
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted(p for p in (ROOT / folder).glob("*.py") if p.stem != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Top name of each import; a relative one keeps its leading dots."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            names = [node.module] if node.module else [a.name for a in node.names]
+            found |= {dots + n for n in names if node.level} or {n.split(".")[0] for n in names}
+    return found
+
+
+@pytest.mark.parametrize("path", modules("runtime"), ids=lambda p: p.stem)
+def test_runtime_arrows(path: Path) -> None:
+    below: set[str] = set()
+    for layer in LAYERS:
+        if path.stem in layer:
+            break
+        below |= layer
+    else:
+        pytest.fail(f"{path.stem} is in no layer")
+    used = imports(path)
+    assert {n[1:] for n in used if n.startswith(".")} <= below
+    assert {n for n in used if path.stem not in ONLY.get(n, {path.stem})} == set()
+
+
+@pytest.mark.parametrize("path", modules("convert"), ids=lambda p: p.stem)
+def test_convert_arrows(path: Path) -> None:
+    used = imports(path)
+    assert {n for n in used if n.startswith("..")} <= {f"..runtime.{m}" for m in FROM_RUNTIME}
+    assert used & {"torch", "transformers", "pocketphi", "onnxruntime", "pickle", "llama_cpp"} == set()
+    if path.stem in WRITERS:
+        assert {n[1:] for n in used} & (WRITERS - {path.stem}) == set()
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for path in [*modules("runtime"), *modules("convert")]:
+        assert not any(n.lstrip(".") == "cli" for n in imports(path))
+
+
+def test_the_library_prints_nothing() -> None:
+    for path in [*modules("runtime"), *modules("convert")]:
+        calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+        assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
+
+
+def test_files_have_one_subject() -> None:
+    for path in [*modules("runtime"), *modules("convert"), ROOT / "cli.py"]:
+        assert len(path.read_text("utf-8").splitlines()) <= 400, path
+
+
+def test_the_public_list_is_what_there_is() -> None:
+    from pocketphi import runtime
+
+    for name in runtime.__all__:
+        assert getattr(runtime, name).__name__ == name

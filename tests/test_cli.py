@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program as people and scripts meet it: its own process, exit codes, streams, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+CALL = [sys.executable, "-c", "import sys; sys.argv[0] = 'pocketphi'; from pocketphi.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A user with a cache and a home of their own."""
+    home = tmp_path_factory.mktemp("home")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POCKETPHI_", "XDG_", "HF_"))}
+    return clean | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NO_COLOR": "1"}
+
+
+def call(env: dict[str, str], *args: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*CALL, *map(str, args)], input=stdin, capture_output=True, env=env, timeout=120, check=False
+    )
+    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+
+
+def failed(env: dict[str, str], *args: str | Path, stdin: bytes = b"") -> tuple[int, str]:
+    """Exit code and the one line of an error; nothing may be on stdout."""
+    code, out, err = call(env, *args, stdin=stdin)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return code, err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes --help slow is what it imports: Typer, and none of the libraries behind the commands."""
+    script = "import sys; import pocketphi.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(subprocess.check_output([sys.executable, "-c", script], text=True).split())
+    assert "typer" in loaded
+    assert (
+        loaded & {"numpy", "llama_cpp", "gguf", "onnx", "onnxruntime", "tokenizers", "cv2", "rich"} == set()
+    )
+
+
+def test_run_answers_on_stdout_and_nothing_else(env: dict[str, str]) -> None:
+    assert call(env, "run", "-p", "What is the capital of France?") == (
+        0,
+        "The capital of France is Paris.\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize("source", ["dash", "file", "file-dash", "pipe"])
+def test_where_the_question_comes_from(source: str, env: dict[str, str], tmp_path: Path) -> None:
+    question = "How do you spell tea?\n"
+    (tmp_path / "q.txt").write_text(question, "utf-8")
+    args = {"dash": ["-p", "-"], "file": ["-f", tmp_path / "q.txt"], "file-dash": ["-f", "-"], "pipe": []}[
+        source
+    ]
+    stdin = b"" if source == "file" else question.encode()
+    assert call(env, "run", *args, stdin=stdin)[:2] == (0, "T-E-A.\n")
+
+
+def test_json(env: dict[str, str]) -> None:
+    code, out, err = call(env, "run", "-p", "How do you spell tea?", "--json")
+    found = json.loads(out)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert found["text"] == "T-E-A."
+    assert found["finish_reason"] == "stop"
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] + len(found["token_ids"])
+    assert set(found["timings"]) >= {"load_ms", "ttft_ms", "prompt_per_second", "predicted_per_second"}
+    assert found["peak_rss_bytes"] > 1 << 20
+    assert (found["mode"], found["adapter"]) == ("language", None)
+
+
+def test_tools_print_the_calls(env: dict[str, str], tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(
+        '[{"name": "alarm", "description": "Set an alarm", '
+        '"parameters": {"hour": {"type": "int"}, "day": {"type": "str"}}}]',
+        "utf-8",
+    )
+    code, out, _ = call(
+        env, "run", "--system", "You have some tools.", "--tools", tools, "-p", "Wake me up at 9 on Saturday."
+    )
+    assert code == 0
+    assert json.loads(out) == [{"name": "alarm", "arguments": {"hour": 9, "day": "Saturday"}}]
+
+
+def test_raw_takes_markup_and_the_plain_way_does_not(env: dict[str, str]) -> None:
+    markup = "<|user|>How do you spell tea?<|end|><|assistant|>"
+    assert call(env, "run", "--raw", "-p", markup)[1] == "T-E-A.\n"
+    plain = json.loads(call(env, "run", "-p", markup, "--json", "-n", "4")[1])
+    raw = json.loads(call(env, "run", "--raw", "-p", markup, "--json")[1])
+    assert plain["usage"]["prompt_tokens"] > raw["usage"]["prompt_tokens"] + 9
+
+
+def test_an_adapter_by_name(env: dict[str, str]) -> None:
+    found = json.loads(call(env, "run", "-p", "Hi", "--adapter", "vision", "-n", "3", "--json")[1])
+    assert (found["mode"], found["adapter"]) == ("vision", "vision")
+
+
+def test_chat_from_a_pipe(env: dict[str, str]) -> None:
+    code, out, err = call(env, "chat", stdin=b"What is the capital of France?\n/stats\n/exit\nHello!\n")
+    assert (code, out) == (0, "The capital of France is Paris.\n")
+    assert "context" in err
+
+
+USAGE = [
+    (["run", "-p", ""], "empty"),
+    (["run", "-p", "   \n"], "empty"),
+    (["run", "-p", "x", "-f", "y"], "expected one"),
+    (["run", "-p", "x", "--temp", "abc"], "--temp"),
+    (["run", "-p", "x", "--temp", "-1"], "temperature"),
+    (["run", "-p", "x", "--temp", "nan"], "temperature"),
+    (["run", "-p", "x", "--top-p", "0"], "top-p"),
+    (["run", "-p", "x", "-n", "0"], "-n is 0"),
+    (["run", "-p", "x", "-n", "-2"], "-n"),
+    (["run", "-p", "x", "-t", "0"], "threads is 0"),
+    (["run", "-p", "x", "-c", "-5"], "context is -5"),
+    (["run", "-p", "x", "-c", "9999999"], "context is 9999999"),
+    (["run", "-p", "x", "-c", "3"], "the context holds 3"),
+    (["run", "-p", "x", "-s", "-7"], "seed"),
+    (["run", "-p", "x", "--adapter", "smell"], "adapter"),
+    (["run", "-p", "x", "--cache-type", "q9"], "KV type"),
+    (["run", "-p", "x", "-ngl", "4"], "GPU"),
+    (["run", "-p", "x", "--grammar", "nonsense"], "grammar"),
+    (["run", "-p", "x", "-j", "{"], "JSON schema"),
+    (["run", "-p", "x", "--tools", "/nowhere"], "no such file"),
+    (["run", "-p", "x", "--raw", "--system", "y"], "--raw"),
+    (["run", "--no-such-flag"], "--no-such-flag"),
+    (["frobnicate"], "frobnicate"),
+    (["convert", "/nowhere"], "-o DIR"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "want"), USAGE, ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else None
+)
+def test_usage_errors_are_exit_2_and_one_line(args: list[str], want: str, env: dict[str, str]) -> None:
+    code, line = failed(env, *args)
+    assert code == 2
+    assert want in line
+
+
+def test_input_that_is_not_utf_8(env: dict[str, str]) -> None:
+    assert failed(env, "run", "-p", "-", stdin=b"ab\xff")[0] == 2
+
+
+def test_errors_have_their_codes(env: dict[str, str], tmp_path: Path) -> None:
+    assert failed(env, "run", "-m", tmp_path / "gone", "-p", "x")[0] == 3
+    assert failed(env, "info", tmp_path)[0] == 3
+    assert failed(env, "convert", tmp_path, "-o", tmp_path / "out")[0] == 5
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "something").touch()
+    assert failed(env, "convert", tiny.NANO, "-o", tmp_path / "taken")[0] == 6
+
+
+def test_convert_then_info_then_run(env: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    code, printed, err = call(env, "convert", tiny.NANO, "-o", out, "--quant", "Q4_K_M")
+    assert (code, printed) == (0, "")
+    assert str(out) in err
+    code, listing, err = call(env, "info", out, "--check")
+    assert code == 0
+    assert "Q4_K_M" in listing
+    assert err.count("ok  ") == len(list(out.iterdir())) - 1
+    found = json.loads(call(env, "info", out, "--json")[1])
+    assert found["total_bytes"] == sum(p.stat().st_size for p in out.iterdir() if p.name != "bundle.json")
+    assert (
+        call(env, "run", "-m", out, "-p", "What is the capital of France?")[1]
+        == "The capital of France is Paris.\n"
+    )
+    victim = out / found["decoder"]
+    raw = bytearray(victim.read_bytes())
+    raw[-1] ^= 1
+    victim.write_bytes(raw)
+    code, _, err = call(env, "info", out, "--check")
+    assert code == 3
+    assert "SHA-256" in err
+
+
+def test_dry_run_writes_nothing(env: dict[str, str], tmp_path: Path) -> None:
+    code, out, _ = call(env, "convert", tiny.NANO, "-o", tmp_path / "m", "--dry-run")
+    assert code == 0
+    assert "blk.0.ffn_down.weight" in out
+    assert not (tmp_path / "m").exists()
+    plan = json.loads(call(env, "convert", tiny.NANO, "--dry-run", "--json")[1])
+    assert plan["total_bytes"] > 1 << 20
+
+
+def test_ctrl_c_is_130_and_leaves_no_model(env: dict[str, str], tmp_path: Path) -> None:
+    """A generation without an end is interrupted; the answer so far is on stdout."""
+    process = subprocess.Popen(
+        [*CALL, "run", "-p", "Hi", "--grammar", 'root ::= "ha " root', "-c", "8192"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.read(3) == b"ha "
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert out.strip(b"ha ") == b""
+
+
+def test_a_reader_that_leaves_is_not_an_error_message(env: dict[str, str]) -> None:
+    endless = [*CALL, "run", "-p", "Hi", "--grammar", 'root ::= "ha " root']
+    with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(3)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) != 0
+
+
+def test_two_first_runs_at_once(env: dict[str, str], tmp_path: Path) -> None:
+    """Both find an empty cache and convert the built-in model; both answer."""
+    fresh = env | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    both = [
+        subprocess.Popen([*CALL, "run", "-p", "How do you spell tea?"], stdout=subprocess.PIPE, env=fresh)
+        for _ in range(2)
+    ]
+    assert [p.communicate(timeout=120)[0] for p in both] == [b"T-E-A.\n"] * 2
+    left = [p.name for p in (tmp_path / "cache").rglob("*") if ".partial" in p.name and p.is_dir()]
+    assert left == []
