@@ -15,7 +15,7 @@ from . import bundle as bundles
 from .answer import Answer, Request
 from .decoder_ggml import GgmlDecoder, GgmlOptions
 from .errors import InputError
-from .parts import Message, Mode, Reply, Role, TokenSpan
+from .parts import Float32, Message, Mode, Reply, Role, TokenSpan
 from .prompt import Piece, parse_raw, render
 from .router import route
 from .sampler import Sampling
@@ -186,6 +186,12 @@ class Model:
         """
         pieces = parse_raw(prompt, self.tokenizer.control_tokens)
         return self._answer_to(pieces, options, stream, with_tools=True)
+
+    def next_token_logits(self, prompt: str, *, adapter: AdapterName | None = None) -> Float32:
+        """Logits after a prompt in the model's own markup: float32 [vocab_size], unmasked."""
+        self._end_answer()
+        ids = self.tokenizer.encode(parse_raw(prompt, self.tokenizer.control_tokens))
+        return self._session.read([TokenSpan(ids)], adapter=adapter)[0]
 
     def _answer_to(
         self, pieces: Sequence[Piece], options: CompleteOptions, stream: bool, *, with_tools: bool
