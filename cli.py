@@ -26,6 +26,7 @@ from pocketphi.runtime.errors import InputError, PocketPhiError
 if TYPE_CHECKING:
     from pocketphi.convert.progress import Progress
     from pocketphi.runtime.engine import CompleteOptions, Model
+    from pocketphi.runtime.parts import Media
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -82,6 +83,16 @@ Grammar = Annotated[str | None, typer.Option("--grammar", help="GBNF grammar the
 GrammarFile = Annotated[Path | None, typer.Option("--grammar-file", help="The same, from a file.")]
 Tools = Annotated[Path | None, typer.Option("--tools", help="JSON list of tools the model may call.")]
 Think = Annotated[Reasoning, typer.Option("--reasoning", help="Show or hide <think>…</think>.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture; again for more.")]
+Audio = Annotated[
+    list[str] | None, typer.Option("--audio", help="A clip; - reads WAV or raw s16le at 16 kHz from stdin.")
+]
+Video = Annotated[Path | None, typer.Option("--video", help="A video, as evenly spaced frames.")]
+Frames = Annotated[int, typer.Option("--frames", help="Of the video, 1 to 64.")]
+Camera = Annotated[int | None, typer.Option("--camera", help="One frame of this camera, from 0.")]
+MaxCrops = Annotated[
+    int, typer.Option("--max-crops", help="448-pixel squares of one picture, 1 to 36; fewer are faster.")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="llama.cpp's log on stderr.")]
 
 
@@ -92,6 +103,8 @@ def run(
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The question; - reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the question from a file; - is stdin.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is written in the model's markup.")] = False,
+    image: Images = None, audio: Audio = None, video: Video = None, frames: Frames = 8, camera: Camera = None,
+    max_crops: MaxCrops = 36,
     system: System = None, n: Predict = -1, temp: Temp = 0.0, top_k: TopK = 40, top_p: TopP = 0.95,
     min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0, seed: Seed = -1, ctx_size: CtxSize = 0,
     threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
@@ -99,11 +112,13 @@ def run(
     grammar_file: GrammarFile = None, tools: Tools = None, reasoning: Think = Reasoning.show,
     as_json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Answer one question and leave. The answer goes to stdout, everything else to stderr."""
+    """Answer one question and leave, about pictures or clips if there are any. The answer goes to stdout."""
     from pocketphi.runtime import report
+    from pocketphi.runtime.parts import Message
 
     _log_to_stderr(verbose)
-    text = _question(prompt, file)
+    media = _media(image, audio, video, frames, camera)
+    text = _question(prompt, file, optional=bool(audio), stdin_taken=audio is not None and "-" in audio)
     if raw and (system is not None or tools is not None):
         raise InputError("--raw takes the whole prompt: --system and --tools cannot be given too")
     options = _options(
@@ -111,13 +126,14 @@ def run(
         _sampling(temp, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar, grammar_file),
         adapter,
     )
-    with _open(model, ctx_size, threads, gpu_layers, cache_type) as loaded:
+    with _open(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         if raw:
+            options["media"] = media
             answer = loaded.complete(text, stream=True, **options)
         else:
             offered = None if tools is None else _read(tools, _TOOLS_MAX_BYTES)
-            head = [] if system is None else [{"role": "system", "content": system}]
-            turns = [*head, {"role": "user", "content": text}]
+            head = [] if system is None else [Message("system", system)]
+            turns = [*head, Message("user", text, media=tuple(media))]
             answer = loaded.chat(turns, stream=True, tools=offered, **options)
         console = _console()
         for event in answer:
@@ -142,7 +158,7 @@ def chat(
     ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
     adapter: AdapterOption = Adapter.none, json_schema: Schema = None, grammar: Grammar = None,
     grammar_file: GrammarFile = None, tools: Tools = None, reasoning: Think = Reasoning.show,
-    verbose: Verbose = False,
+    max_crops: MaxCrops = 36, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Talk. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves."""
     from pocketphi.runtime.repl import ChatSettings, Repl
@@ -154,7 +170,7 @@ def chat(
         adapter,
     )
     offered = None if tools is None else _read(tools, _TOOLS_MAX_BYTES)
-    with _open(model, ctx_size, threads, gpu_layers, cache_type) as loaded:
+    with _open(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         console = _console()
         if sys.stdin.isatty():
             console.say(f"{loaded.bundle.name}, {loaded.bundle.recipe}. /help lists commands, Ctrl-D leaves.")
@@ -170,11 +186,52 @@ def chat(
 
 
 @app.command()
+def transcribe(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Audio files; - reads WAV or raw s16le from stdin.")],
+    model: ModelDir = None,
+    file_format: Annotated[str, typer.Option("--format", help="txt, srt, vtt or json; several with commas, then with -o.")] = "txt",
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for FILE.txt, FILE.srt, …; default stdout.")] = None,
+    translate: Annotated[str | None, typer.Option("-tr", "--translate", help="A language to translate to.")] = None,
+    both: Annotated[bool, typer.Option("--both", help="Transcript and translation in one pass.")] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Instead of the model card's own.")] = None,
+    n: Predict = -1, temp: Temp = 0.0, seed: Seed = -1, ctx_size: CtxSize = 0, threads: Threads = None,
+    gpu_layers: GpuLayers = 0, cache_type: KvType = "f16", verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Write down what is said in audio files. Longer ones are cut in pauses; times are those of the passes."""
+    from pocketphi.runtime import audio as audio_files
+    from pocketphi.runtime import transcript
+    from pocketphi.runtime.files import write_text
+    from pocketphi.runtime.sampler import Sampling
+    from pocketphi.runtime.transcribe import Task
+    from pocketphi.runtime.transcribe import transcribe as listen
+
+    _log_to_stderr(verbose)
+    formats = transcript.parse_formats(file_format, to_files=out is not None)
+    task = Task(translate, both, prompt)
+    options = _options(n, Sampling(temp, seed=None if seed < 0 else seed), Adapter.none)
+    with _open(model, ctx_size, threads, gpu_layers, cache_type, max_crops=36) as loaded:
+        for name in files:
+            clip = audio_files.load(sys.stdin.buffer if name == "-" else Path(name))
+            segments = []
+            for segment in listen(loaded, clip, task, options):
+                segments.append(segment)
+                if out is None and formats == ("txt",):
+                    typer.echo(transcript.write([segment], "txt"), nl=False)
+            for one in formats:
+                if out is not None:
+                    stem = "stdin" if name == "-" else Path(name).name
+                    write_text(out / f"{stem}.{one}", transcript.write(segments, one))
+                elif one != "txt":
+                    typer.echo(transcript.write(segments, one), nl=False)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, or a hub id with --from-hub.")],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Model directory to write.")] = None,
     quant: Annotated[str, typer.Option("--quant", "-q", help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")] = "Q4_K_M",
     lora_quant: Annotated[str, typer.Option("--lora-quant", help="Adapters: Q8_0, F16 or Q4_0.")] = "Q8_0",
+    encoders: Annotated[str, typer.Option("--encoders", help="ONNX encoders: int8, int4, fp16 or fp32.")] = "int8",
     merge: Annotated[str | None, typer.Option("--merge", help="Merge vision or speech into the backbone.")] = None,
     imatrix: Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix, llama.cpp's GGUF form.")] = None,
     from_hub: Annotated[bool, typer.Option("--from-hub", help="SRC is a hub id: local cache, then the network.")] = False,
@@ -200,7 +257,7 @@ def convert(
         source, from_hub=from_hub, revision=revision, offline=offline
     )
     options = converter.Options(
-        recipe=quant, lora_quant=lora_quant, merge=merge, imatrix=imatrix, threads=threads,
+        recipe=quant, lora_quant=lora_quant, encoders=encoders, merge=merge, imatrix=imatrix, threads=threads,
         chat_format=chat_format, name=name, revision=commit, source_name=source_name, overwrite=overwrite,
     )  # fmt: skip
     if dry_run or out is None:
@@ -240,16 +297,84 @@ def info(
         typer.echo(line)
 
 
+@app.command()
+def bench(
+    model: ModelDir = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, max=100, help="Of each case.")] = 3,
+    n: Annotated[int, typer.Option("-n", "--predict", min=2, max=4096, help="Tokens to write after each prompt.")] = 16,
+    only: Annotated[str | None, typer.Option("--only", help="Cases whose name holds this: text, image, speech.")] = None,
+    threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16", as_json: Json = False,
+) -> None:  # fmt: skip
+    """How fast a model is here: text, pictures and speech of fixed sizes; medians."""
+    from pocketphi.runtime import bench as benchmark
+    from pocketphi.runtime import report
+    from pocketphi.runtime.engine import Model
+
+    path = model or _builtin()
+    rows = benchmark.run(
+        lambda: Model(path, n_threads=threads, n_gpu_layers=gpu_layers, kv_type=cache_type),
+        repetitions=repetitions, predict=n, only=only,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(_json([asdict(row) for row in rows]))
+        return
+    typer.echo(report.bench_head())
+    for row in rows:
+        typer.echo(report.bench_line(row))
+
+
 # ------------------------------------------------------------------ between the flags and the library
 @contextmanager
 def _open(
-    directory: Path | None, ctx_size: int, threads: int | None, gpu_layers: int, cache_type: str
+    directory: Path | None,
+    ctx_size: int,
+    threads: int | None,
+    gpu_layers: int,
+    cache_type: str,
+    max_crops: int,
 ) -> Iterator[Model]:
     path = directory or _builtin()
     from pocketphi.runtime.engine import Model
 
-    with Model(path, n_ctx=ctx_size, n_threads=threads, n_gpu_layers=gpu_layers, kv_type=cache_type) as model:
+    with Model(
+        path,
+        n_ctx=ctx_size,
+        n_threads=threads,
+        n_gpu_layers=gpu_layers,
+        kv_type=cache_type,
+        max_crops=max_crops,
+    ) as model:
         yield model
+
+
+def _media(
+    images: list[Path] | None, audio: list[str] | None, video: Path | None, frames: int, camera: int | None
+) -> list[Media]:
+    """Pictures first, then clips: the order the model was trained with."""
+    from pocketphi.runtime.parts import Media
+
+    found = [Media("image", path) for path in images or ()]
+    if video is not None:
+        from pocketphi.runtime.video import frames as frames_of
+
+        found += [
+            Media("image", rgb, f"{video}, frame {i}") for i, rgb in enumerate(frames_of(video, frames), 1)
+        ]
+    if camera is not None:
+        from pocketphi.runtime.video import camera as look
+
+        found.append(Media("image", look(camera), f"camera {camera}"))
+    return found + [Media("audio", _clip(name), name) for name in audio or ()]
+
+
+def _clip(name: str) -> Path | Any:
+    """A file's path, or the samples that stdin holds."""
+    if name != "-":
+        return Path(name)
+    from pocketphi.runtime.audio import load
+
+    clip = load(sys.stdin.buffer)
+    return clip.samples, clip.sample_rate
 
 
 def _builtin() -> Path:
@@ -284,17 +409,22 @@ def _options(n: int, sampling: Any, adapter: Adapter) -> CompleteOptions:
     return options
 
 
-def _question(prompt: str | None, file: Path | None) -> str:
+def _question(prompt: str | None, file: Path | None, *, optional: bool, stdin_taken: bool) -> str:
+    """The text of the request. With a clip it is optional: the question may be spoken."""
     from pocketphi.runtime.files import decode_text
 
     if prompt is not None and file is not None:
         raise InputError("-p and -f are both given, expected one")
     from_stdin = prompt == "-" or (file is not None and str(file) == "-")
     if prompt is None and file is None:
+        if optional:
+            return ""
         if sys.stdin.isatty():
             raise InputError("no prompt: give -p TEXT, -f FILE, or pipe it in")
         from_stdin = True
     if from_stdin:
+        if stdin_taken:
+            raise InputError("standard input is asked for the prompt and for audio, expected one")
         raw = sys.stdin.buffer.read(_PROMPT_MAX_BYTES + 1)
         if len(raw) > _PROMPT_MAX_BYTES:
             raise InputError(f"standard input: more than {_PROMPT_MAX_BYTES} bytes")

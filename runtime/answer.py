@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from .parts import FinishReason, Mode, Reply, Span, TextEvent, Timings, ToolCall, Usage
@@ -27,6 +27,7 @@ class Request:
     max_tokens: int | None  # None: as many as the context holds
     stop_ids: frozenset[int]
     with_tools: bool  # tools were offered, so an answer in any of the call forms is a call
+    encode_ms: float = 0.0  # what pictures and clips took before
 
 
 class Answer(Iterator[TextEvent]):
@@ -46,6 +47,7 @@ class Answer(Iterator[TextEvent]):
         *,
         load_ms: float,
         notes: list[str],
+        resident: Callable[[], tuple[str, ...]],
     ) -> None:
         """
         Args:
@@ -56,9 +58,10 @@ class Answer(Iterator[TextEvent]):
             tokenizer: knows the tool call tags, where the vocabulary has them.
             load_ms: how long the model took to load, for the timings.
             notes: what the session has to say; filled while the answer is made.
+            resident: what the model holds in memory by now.
         """
         self._request, self._session, self._sampler, self._stream = request, session, sampler, stream
-        self._tokenizer, self._load_ms, self._notes = tokenizer, load_ms, notes
+        self._tokenizer, self._load_ms, self._notes, self._resident = tokenizer, load_ms, notes, resident
         self._open_tag = tokenizer.control_tokens.get("<|tool_call|>")
         self._close_tag = tokenizer.control_tokens.get("<|/tool_call|>")
         self._ids: list[int] = []
@@ -100,13 +103,15 @@ class Answer(Iterator[TextEvent]):
             usage=Usage(self._prompt_tokens, len(self._ids), self._cached),
             timings=Timings(
                 load_ms=self._load_ms,
+                encode_ms=self._request.encode_ms,
                 prompt_n=self._prompt_tokens - self._cached,
                 prompt_ms=self._prompt_ms,
                 predicted_n=max(0, len(self._ids) - 1),  # the first token came with the prompt
                 predicted_ms=self._decode_ms,
-                ttft_ms=self._first_ms,
+                ttft_ms=self._request.encode_ms + self._first_ms,
             ),
             notes=tuple(self._notes),
+            resident=self._resident(),
         )
 
     def _generate(self) -> Generator[TextEvent, None, None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
@@ -21,6 +21,10 @@ from .spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat, Family, RopeSpec, Tex
 FORMAT = "pocketphi-bundle"
 VERSION = 1
 MANIFEST = "bundle.json"
+ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
+    "vision": ("tower", "projector"),
+    "speech": ("front", "trunk", "speech-projector", "vision-projector"),
+}
 _MANIFEST_MAX_BYTES = 4 << 20  # a real one is under 16 KiB; more is not ours
 
 
@@ -41,6 +45,14 @@ class AdapterInfo:
     rank: int
     alpha: float
     quant: str  # ggml type of A and B
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """One encoder as ONNX graphs. Vision: tower, projector. Speech: front, trunk, and a projector by use."""
+
+    graphs: Mapping[str, str]  # its name in ENCODER_GRAPHS -> file
+    quant: str  # int8, int4, fp16 or fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,7 @@ class Bundle:
     converter: str  # "pocketphi 0.1.0"
     licence: str
     files: tuple[BundleFile, ...]
+    encoders: Mapping[str, EncoderInfo] = field(default_factory=dict)  # "vision", "speech"
 
     def path(self, name: str) -> Path:
         """The absolute path of a listed file."""
@@ -129,7 +142,8 @@ def load(directory: Path) -> Bundle:
     raw = _read_manifest(manifest)
     bundle = _parse(_Fields(raw, str(manifest)), directory)
     listed = {f.path for f in bundle.files}
-    for name in [bundle.decoder, bundle.tokenizer, *(a.file for a in bundle.adapters.values())]:
+    graphs = [file for encoder in bundle.encoders.values() for file in encoder.graphs.values()]
+    for name in [bundle.decoder, bundle.tokenizer, *(a.file for a in bundle.adapters.values()), *graphs]:
         if name not in listed:
             raise BundleError(f"{manifest}: {name!r} is used but not in its list of files")
     root = directory.resolve()
@@ -249,6 +263,13 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         adapters[name] = AdapterInfo(
             one.file("file"), one.count("rank"), one.number("alpha"), one.text("quant")
         )
+    encoders: dict[str, EncoderInfo] = {}
+    for name, raw in top.fields("encoders").items():
+        if name not in ADAPTER_NAMES:
+            raise BundleError(f"{top.where}: encoder {name!r} is not one of {', '.join(ADAPTER_NAMES)}")
+        one = _Fields(raw, f"{top.where}: encoder {name}")
+        graphs = one.fields("graphs")
+        encoders[name] = EncoderInfo({g: graphs.file(g) for g in ENCODER_GRAPHS[name]}, one.text("quant"))
     text = _parse_text(top.fields("text"))
     stop_ids = tuple(top.array("stop_ids"))
     if not stop_ids or not all(type(i) is int and 0 <= i < text.vocab_size for i in stop_ids):
@@ -276,6 +297,7 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         converter=top.text("converter"),
         licence=top.text("licence"),
         files=tuple(files),
+        encoders=encoders,
     )
 
 

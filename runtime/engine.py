@@ -9,14 +9,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from . import bundle as bundles
 from .answer import Answer, Request
-from .decoder_ggml import GgmlDecoder, GgmlOptions
+from .decoder_ggml import GgmlDecoder, GgmlOptions, default_threads
+from .embeddings import spans
 from .errors import InputError
-from .parts import Float32, Message, Mode, Reply, Role, TokenSpan
-from .prompt import Piece, parse_raw, render
+from .hd import MAX_CROPS
+from .messages import Turn, parse
+from .parts import AudioProjector, EmbedSpan, Float32, Media, Mode, Reply
+from .prompt import Piece, Slot, parse_raw, render
 from .router import route
 from .sampler import Sampling
 from .sampler_ggml import GgmlSampler
@@ -29,11 +32,11 @@ from .tools import parse_tools
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .media import MediaEncoder
+
 _log = logging.getLogger(__name__)
 
 _MODE_OF_ADAPTER: Mapping[str, Mode] = {"vision": "vision", "speech": "speech"}
-
-Turn = Message | Mapping[str, Any]
 
 
 class CompleteOptions(TypedDict, total=False):
@@ -43,6 +46,7 @@ class CompleteOptions(TypedDict, total=False):
     max_tokens: int | None
     adapter: AdapterName | None
     stop: Sequence[str]
+    media: Sequence[Media]  # for `complete` only: what its `<|image_n|>` and `<|audio_n|>` stand for
 
 
 class ChatOptions(CompleteOptions, total=False):
@@ -67,6 +71,7 @@ class Model:
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         kv_type: str = "f16",
+        max_crops: int = MAX_CROPS,
     ) -> None:
         """
         Args:
@@ -76,6 +81,8 @@ class Model:
             n_threads: None: the physical cores this process may use.
             n_gpu_layers: layers for the GPU backend, where llama-cpp-python was built with one; -1: all.
             kv_type: of the KV cache: f32, f16, q8_0 or q4_0.
+            max_crops: 448-pixel squares a picture may be cut into; fewer mean fewer tokens and less
+                time. The reference has 36.
 
         Raises:
             BundleError: the directory is missing, damaged or of another version.
@@ -95,6 +102,10 @@ class Model:
             {name: self.bundle.path(a.file) for name, a in self.bundle.adapters.items()},
             GgmlOptions(n_threads, n_gpu_layers, kv_type),
         )
+        if not 1 <= max_crops <= MAX_CROPS:
+            raise InputError(f"max crops is {max_crops}, expected 1 to {MAX_CROPS}")
+        self._n_threads, self._max_crops = n_threads or default_threads(), max_crops
+        self._media: MediaEncoder | None = None  # OpenCV and the audio readers load with the first medium
         self._notes: list[str] = []
         self._session = Session(self._decoder, limit=n_ctx or text.context_length, note=self._note)
         self._answer: Answer | None = None
@@ -113,6 +124,13 @@ class Model:
         self._end_answer()
         self._decoder.close()
 
+    def forget(self) -> None:
+        """Empty the KV cache and drop the encodings that were kept; what is loaded stays loaded."""
+        self._end_answer()
+        self._session.reset()
+        if self._media is not None:
+            self._media.forget()
+
     @property
     def context_used(self) -> int:
         """Tokens of the conversation in the KV cache."""
@@ -124,9 +142,13 @@ class Model:
         return self._session.limit
 
     @property
-    def resident_adapters(self) -> tuple[str, ...]:
-        """Adapters whose weights are in memory; each is loaded when it is first needed."""
-        return self._decoder.resident_adapters
+    def resident(self) -> tuple[str, ...]:
+        """What is in memory beside the backbone: each adapter and encoder comes when it is first needed."""
+        encoders = self._media.loaded if self._media is not None else ()
+        return (
+            *(f"{name} adapter" for name in self._decoder.resident_adapters),
+            *(f"{name} encoder" for name in encoders),
+        )
 
     @overload
     def chat(
@@ -142,13 +164,14 @@ class Model:
         """Answer a conversation. What it shares with the one before is not read again.
 
         Args:
-            messages: the turns, oldest first: `Message`, or dicts with "role" and "content". Text in
-                them never becomes control tokens, whatever it spells.
+            messages: the turns, oldest first: `Message`, or dicts with "role" and "content", which is
+                text or a list of text, image and audio parts (see `messages.parse`). Text in them
+                never becomes control tokens, whatever it spells.
             stream: give an `Answer` to iterate over instead of the whole `Reply`.
             **options:
                 sampling: a `Sampling`; None: greedy.
                 max_tokens: None: until the model stops or the context is full.
-                adapter: read the text through this LoRA; None: as the router says, for text none.
+                adapter: read everything through this LoRA; None: as the router says (MODEL.md).
                 stop: texts that end the answer and are not part of it.
                 tools: what the model may call, as a JSON list or its Python equal.
 
@@ -156,9 +179,7 @@ class Model:
             InputError: a message, tool or setting that cannot be used, or too long a prompt.
             KernelError: llama.cpp failed, or an adapter was asked for that does not act.
         """
-        parsed = [_message(m) for m in messages]
-        if not parsed:
-            raise InputError("there is no message to answer")
+        parsed = parse(messages)
         tools = options.get("tools")
         if tools is not None:
             tools = parse_tools(
@@ -184,36 +205,50 @@ class Model:
 
         Arguments and errors are those of `chat`. Never pass text from someone else through this.
         """
-        pieces = parse_raw(prompt, self.tokenizer.control_tokens)
+        pieces = parse_raw(prompt, self.tokenizer.control_tokens, options.get("media", ()))
         return self._answer_to(pieces, options, stream, with_tools=True)
 
     def next_token_logits(self, prompt: str, *, adapter: AdapterName | None = None) -> Float32:
         """Logits after a prompt in the model's own markup: float32 [vocab_size], unmasked."""
         self._end_answer()
-        ids = self.tokenizer.encode(parse_raw(prompt, self.tokenizer.control_tokens))
-        return self._session.read([TokenSpan(ids)], adapter=adapter)[0]
+        request = self._request(parse_raw(prompt, self.tokenizer.control_tokens), {"adapter": adapter}, False)
+        return self._session.read(request.spans, adapter=request.adapter)[0]
 
-    def _answer_to(
-        self, pieces: Sequence[Piece], options: CompleteOptions, stream: bool, *, with_tools: bool
-    ) -> Reply | Answer:
+    def _request(self, pieces: Sequence[Piece], options: CompleteOptions, with_tools: bool) -> Request:
         max_tokens, adapter = options.get("max_tokens"), options.get("adapter")
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max tokens is {max_tokens}, expected at least 1")
         if adapter is not None and adapter not in _MODE_OF_ADAPTER:
-            raise InputError(
-                f"adapter is {str(adapter)[:40]!r}, expected one of {', '.join(_MODE_OF_ADAPTER)}"
-            )
-        self._end_answer()
-        self._notes = []
-        routed = route(images=False, audio=False)
-        request = Request(
-            spans=[TokenSpan(self.tokenizer.encode(pieces))],
-            mode=_MODE_OF_ADAPTER[adapter] if adapter else routed.mode,
-            adapter=adapter or routed.adapter,
+            known = ", ".join(_MODE_OF_ADAPTER)
+            raise InputError(f"adapter is {str(adapter)[:40]!r}, expected one of {known}")
+        kinds = {piece.media.kind for piece in pieces if isinstance(piece, Slot)}
+        routed = route(images="image" in kinds, audio="audio" in kinds)
+        chosen = adapter or routed.adapter
+        started = time.perf_counter()
+        found = spans(pieces, self.tokenizer, lambda m: self._embed(m, routed.audio_projector))
+        return Request(
+            spans=found,
+            mode=_MODE_OF_ADAPTER[adapter] if adapter and not kinds else routed.mode,
+            adapter=None if chosen == self.bundle.merged else chosen,
             max_tokens=max_tokens,
             stop_ids=frozenset(self.bundle.stop_ids),
             with_tools=with_tools,
+            encode_ms=(time.perf_counter() - started) * 1e3 if kinds else 0.0,
         )
+
+    def _embed(self, media: Media, projector: AudioProjector | None) -> EmbedSpan:
+        if self._media is None:
+            from .media import MediaEncoder
+
+            self._media = MediaEncoder(self.bundle, n_threads=self._n_threads, max_crops=self._max_crops)
+        return self._media.embed(media, projector)
+
+    def _answer_to(
+        self, pieces: Sequence[Piece], options: CompleteOptions, stream: bool, *, with_tools: bool
+    ) -> Reply | Answer:
+        self._end_answer()
+        self._notes = []
+        request = self._request(pieces, options, with_tools)
         reasoning = self.bundle.chat_format == "phi4-mini-reasoning"
         self._answer = Answer(
             request,
@@ -228,6 +263,7 @@ class Model:
             self.tokenizer,
             load_ms=self._load_ms,
             notes=self._notes,
+            resident=lambda: self.resident,
         )
         if not stream:
             for _ in self._answer:
@@ -243,14 +279,3 @@ class Model:
     def _note(self, line: str) -> None:
         self._notes.append(line)
         _log.warning("%s", line)
-
-
-def _message(raw: Message | Mapping[str, Any]) -> Message:
-    if isinstance(raw, Message):
-        return raw
-    role, content = raw.get("role"), raw.get("content")
-    if role not in get_args(Role):
-        raise InputError(f"message role is {str(role)[:40]!r}, expected one of {', '.join(get_args(Role))}")
-    if not isinstance(content, str):
-        raise InputError(f"message content is {type(content).__name__}, expected text")
-    return Message(cast(Role, role), content)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,11 @@ import numpy.typing as npt
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
+RGB = npt.NDArray[np.uint8]  # [height, width, 3]
+Waveform = tuple[Float32, int]  # mono samples in [-1, 1], and their rate in Hz
+
+AudioProjector = Literal["speech", "vision"]  # which of the speech encoder's two heads
+MediaKind = Literal["image", "audio"]
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Mode = Literal["language", "vision", "speech", "vision_speech"]
@@ -25,13 +31,27 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Media:
+    """A picture or a clip of a conversation: where it is, or what it is."""
+
+    kind: MediaKind
+    source: Path | bytes | RGB | Waveform
+    name: str = ""  # for messages about it; a file names itself
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `content` is text as the person or the tool gave it, never markup."""
+    """One turn of a conversation. `content` is text as the person or the tool gave it, never markup.
+
+    The one exception: in a message with media, `<|image_1|>` and `<|audio_1|>` say where each goes. The
+    number is for the reader; the order of appearance decides. Without them the media come first.
+    """
 
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant turn, to be rendered back into history
+    media: tuple[Media, ...] = ()  # of a user turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +104,7 @@ class Timings:
     """Where one request's time went, in milliseconds; the names are llama.cpp's."""
 
     load_ms: float
+    encode_ms: float  # pictures and clips to rows; 0 when they were cached or there were none
     prompt_n: int
     prompt_ms: float
     predicted_n: int
@@ -102,6 +123,20 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One line of `bench`: medians over the repetitions of one case."""
+
+    name: str
+    prompt_n: int  # tokens read, embedded rows included
+    encode_ms: float
+    prompt_ms: float
+    prompt_per_second: float
+    ttft_ms: float
+    predicted_per_second: float
+    peak_rss_bytes: int | None  # of the process so far
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A whole answer and what it took."""
 
@@ -115,3 +150,4 @@ class Reply:
     usage: Usage
     timings: Timings
     notes: tuple[str, ...] = field(default=())  # e.g. that the long RoPE table came into use
+    resident: tuple[str, ...] = field(default=())  # adapters and encoders in memory: "speech adapter", …

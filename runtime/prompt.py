@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from .errors import InputError
-from .parts import Message
+from .parts import Media, Message
 from .spec import ChatFormat
 from .tools import render_calls
 
@@ -32,9 +32,19 @@ class Text:
     text: str
 
 
-Piece = Control | Text
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a picture or a clip goes: its embedded rows stand here in place of tokens."""
+
+    media: Media
+
+
+TextPiece = Control | Text
+Piece = TextPiece | Slot
 
 _REASONING_IDENTITY = "Your name is Phi, an AI math expert developed by Microsoft."
+_PLACEHOLDER = re.compile(r"<\|(image|audio)_\d+\|>")
+_NAMES = {"image": "pictures", "audio": "clips"}
 _THINK_BLOCK = re.compile(r"\s*<think>.*?(?:</think>\s*|\Z)", re.DOTALL)  # a block cut short has no end
 
 
@@ -70,6 +80,8 @@ def render(
     for message in messages:
         if message.tool_calls and message.role != "assistant":
             raise InputError(f"a message of role {message.role!r} holds tool calls, only the assistant's can")
+        if message.media and (message.role != "user" or chat_format != "phi4-mini"):
+            raise InputError("pictures and clips belong into a user message to Phi-4-multimodal")
     if chat_format == "phi4":
         return _render_phi4(messages, tools, answer)
     if chat_format == "phi3.5":
@@ -122,12 +134,34 @@ def _render_mini_reasoning(
 
 def _mini_turn(message: Message, content: str, tool_result_token: str) -> list[Piece]:
     opening = tool_result_token if message.role == "tool" else f"<|{message.role}|>"
-    pieces: list[Piece] = [Control(opening), Text(content)]
+    pieces: list[Piece] = [Control(opening), *_content(content, message.media)]
     if message.tool_calls:
         # The template has no rendering for calls: they go back exactly as the model writes them.
         calls = Text(render_calls(message.tool_calls))
         pieces += [Control("<|tool_call|>"), calls, Control("<|/tool_call|>")]
     return [*pieces, Control("<|end|>")]
+
+
+def _content(text: str, media: Sequence[Media]) -> list[Piece]:
+    """Text with its media in place: at the placeholders, if it has any, otherwise in front."""
+    if not media:
+        return [Text(text)]
+    places = list(_PLACEHOLDER.finditer(text))
+    if not places:
+        return [*(Slot(m) for m in media), Text(text)]
+    pieces: list[Piece] = []
+    waiting = {kind: [m for m in media if m.kind == kind] for kind in ("image", "audio")}
+    start = 0
+    for place in places:
+        kind = place.group(1)
+        if not waiting[kind]:
+            raise InputError(f"the text has more <|{kind}_n|> places than there are {_NAMES[kind]}")
+        pieces += [Text(text[start : place.start()]), Slot(waiting[kind].pop(0))]
+        start = place.end()
+    for kind, left in waiting.items():
+        if left:
+            raise InputError(f"{len(left)} {_NAMES[kind]} have no <|{kind}_n|> place in the text")
+    return [*pieces, Text(text[start:])]
 
 
 def _tool_list(tools: str | None) -> list[Piece]:
@@ -182,16 +216,27 @@ def without_reasoning(content: str) -> str:
     return content[block.end() :] if block else content
 
 
-def parse_raw(text: str, control_tokens: Collection[str]) -> list[Piece]:
+def parse_raw(text: str, control_tokens: Collection[str], media: Sequence[Media] = ()) -> list[Piece]:
     """A prompt written with its markup: every control token's string in it *is* that token.
 
-    Where tokens overlap, the leftmost wins, then the longest, as in Hugging Face's tokenizers. For
-    prompts from the person at the keyboard only; a conversation goes through `render`.
+    Where tokens overlap, the leftmost wins, then the longest, as in Hugging Face's tokenizers. Media go
+    to their `<|image_n|>` and `<|audio_n|>` places. For prompts from the person at the keyboard only; a
+    conversation goes through `render`.
+
+    Raises:
+        InputError: places and media do not match.
     """
+    found: list[Piece] = []
+    for piece in _content(text, media):
+        found += _markup(piece.text, control_tokens) if isinstance(piece, Text) else [piece]
+    return found
+
+
+def _markup(text: str, control_tokens: Collection[str]) -> list[TextPiece]:
     if not control_tokens:
         return [Text(text)] if text else []
     markup = re.compile("|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True)))
-    pieces: list[Piece] = []
+    pieces: list[TextPiece] = []
     start = 0
     for match in markup.finditer(text):
         if match.start() > start:

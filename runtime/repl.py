@@ -12,11 +12,12 @@ from typing import Any, Literal, Protocol, cast, get_args
 from .engine import ChatOptions, Model
 from .errors import InputError, PocketPhiError
 from .files import write_text
-from .parts import Message, Reply, Role, ToolCall
+from .parts import Media, MediaKind, Message, Reply, Role, ToolCall
 
 FORMAT = "pocketphi-chat"
 VERSION = 1
 _SAVED_MAX_BYTES = 64 << 20
+_FRAMES = 8  # of a video
 
 HELP = """\
 /help            this list
@@ -24,6 +25,7 @@ HELP = """\
 /system [TEXT]   show or set the system prompt
 /save FILE       write the conversation as JSON
 /load FILE       read it back
+/image FILE      a picture for the next message; also /audio FILE, /camera, /video FILE [FRAMES]
 /stats           context used, speed of the last answer
 /exit            leave (also /quit, Ctrl-D)
 A line that ends in \\ goes on in the next one; \"\"\" begins and ends several lines.
@@ -67,6 +69,7 @@ class Repl:
         self._model, self._settings, self._terminal = model, settings, terminal
         self._system = system
         self._turns: list[Message] = []
+        self._waiting: list[Media] = []  # for the next message
         self._last: Reply | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: terminal.say(HELP),
@@ -74,6 +77,10 @@ class Repl:
             "/system": self._set_system,
             "/save": self._save,
             "/load": self._load,
+            "/image": lambda name: self._attach([self._file("image", name)]),
+            "/audio": lambda name: self._attach([self._file("audio", name)]),
+            "/video": self._video,
+            "/camera": lambda _: self._camera(),
             "/stats": lambda _: self._stats(),
         }
 
@@ -87,8 +94,8 @@ class Repl:
                 continue
             if text is None or text.split()[:1] in (["/exit"], ["/quit"]):
                 return
-            if not text.strip():
-                continue
+            if not text.strip() and not any(m.kind == "audio" for m in self._waiting):
+                continue  # an empty line is a message only where the question is spoken
             try:
                 self._handle(text)
             except PocketPhiError as exc:
@@ -103,7 +110,8 @@ class Repl:
                 raise InputError(f"no command {name[:40]!r}: /help lists them")
             self._commands[name](rest.strip())
             return
-        self._answer(Message("user", text))
+        media, self._waiting = tuple(self._waiting), []
+        self._answer(Message("user", text, media=media))
 
     def _answer(self, message: Message) -> None:
         reply = self._turn(message)
@@ -167,8 +175,33 @@ class Repl:
         lines[-1] = lines[-1][:-3]
         return "\n".join(lines).strip("\n")
 
+    def _attach(self, media: list[Media]) -> None:
+        self._waiting += media
+        names = ", ".join(m.name for m in self._waiting)
+        self._terminal.say(f"(with the next message: {names})")
+
+    def _file(self, kind: MediaKind, name: str) -> Media:
+        path = Path(name).expanduser()
+        if not name or not path.is_file():
+            raise InputError(f"/{kind} needs a file, and {name or 'nothing'!r} is none")
+        return Media(kind, path, str(path))
+
+    def _video(self, rest: str) -> None:
+        from .video import frames
+
+        name, _, count = rest.rpartition(" ")
+        if not count.isdigit() or not name:
+            name, count = rest, str(_FRAMES)
+        found = frames(Path(name).expanduser(), int(count))
+        self._attach([Media("image", rgb, f"{name}, frame {i}") for i, rgb in enumerate(found, 1)])
+
+    def _camera(self) -> None:
+        from .video import camera
+
+        self._attach([Media("image", camera(), "camera")])
+
     def _reset(self) -> None:
-        self._turns = []
+        self._turns, self._waiting = [], []
         self._terminal.say("(conversation forgotten)")
 
     def _set_system(self, text: str) -> None:
@@ -188,6 +221,8 @@ class Repl:
     def _save(self, name: str) -> None:
         if not name:
             raise InputError("/save needs a file name")
+        if any(t.media for t in self._turns):
+            raise InputError("this conversation holds pictures or clips, which a saved chat cannot")
         turns = [
             {"role": t.role, "content": t.content}
             | (

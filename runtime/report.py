@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .bundle import Bundle
-from .parts import Reply
+from .parts import BenchRow, Reply
 
 
 def reply_object(reply: Reply) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def reply_object(reply: Reply) -> dict[str, Any]:
             "predicted_per_second": timings.predicted_per_second,
         },
         "notes": list(reply.notes),
+        "resident": list(reply.resident),
         "peak_rss_bytes": peak_rss(),
     }
 
@@ -68,6 +69,7 @@ def bundle_lines(bundle: Bundle) -> list[str]:
             (f"{name} adapter", f"rank {a.rank}, alpha {a.alpha:g}, {a.quant}")
             for name, a in sorted(bundle.adapters.items())
         ),
+        *((f"{name} encoder", e.quant) for name, e in sorted(bundle.encoders.items())),
         ("merged", bundle.merged or "nothing"),
         ("chat format", bundle.chat_format),
         ("licence", bundle.licence),
@@ -76,6 +78,30 @@ def bundle_lines(bundle: Bundle) -> list[str]:
         *(("file", f"{f.path}  {human_bytes(f.size)}  sha256 {f.sha256[:16]}…") for f in bundle.files),
     ]
     return [f"{key:<16}{value}" for key, value in rows]
+
+
+_BENCH = "| {:<16} | {:>7} | {:>9} | {:>10} | {:>8} | {:>9} | {:>8} | {:>9} |"
+
+
+def bench_head() -> str:
+    """The first two lines of the Markdown table that `bench` prints."""
+    names = ("case", "tokens", "encode ms", "prefill ms", "tokens/s", "TTFT ms", "decode/s", "peak RSS")
+    rule = "".join("-" if c != "|" else c for c in _BENCH.format(*[""] * 8))
+    return f"{_BENCH.format(*names)}\n{rule}"
+
+
+def bench_line(row: BenchRow) -> str:
+    """One more line of it."""
+    return _BENCH.format(
+        row.name,
+        row.prompt_n,
+        f"{row.encode_ms:.0f}",
+        f"{row.prompt_ms:.0f}",
+        f"{row.prompt_per_second:.1f}",
+        f"{row.ttft_ms:.0f}",
+        f"{row.predicted_per_second:.1f}",
+        "" if row.peak_rss_bytes is None else human_bytes(row.peak_rss_bytes),
+    )
 
 
 def human_bytes(n: float) -> str:

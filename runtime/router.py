@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parts import Mode
+from .parts import AudioProjector, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Route:
 
     mode: Mode
     adapter: str | None
-    audio_projector: str | None  # of the speech encoder: "speech" or "vision"
+    audio_projector: AudioProjector | None
 
 
 def route(*, images: bool, audio: bool) -> Route:

@@ -22,7 +22,7 @@ import tokenizers
 
 from .errors import BundleError, InputError
 from .parts import Int32
-from .prompt import Control, Piece
+from .prompt import Control, TextPiece
 from .spec import SPLIT_PATTERNS
 
 _MAX_FILE_BYTES = 64 << 20  # the largest real one, o200k, has 15 MB
@@ -91,7 +91,7 @@ class Tokenizer:
                 raise BundleError(f"{path}: a token holds {min(strange)!r}, which stands for no byte")
         self._text_encoder = _without_added_tokens(full, path, self.control_tokens)
 
-    def encode(self, pieces: Sequence[Piece]) -> Int32:
+    def encode(self, pieces: Sequence[TextPiece]) -> Int32:
         """Token ids of a prompt.
 
         Adjacent texts are joined first, so that how the text was put together does not show. White space
@@ -263,7 +263,7 @@ def _without_added_tokens(full: Any, path: Path, control_tokens: Mapping[str, in
     return encoder
 
 
-def _segments(pieces: Sequence[Piece]) -> Iterator[tuple[str, str | None]]:
+def _segments(pieces: Sequence[TextPiece]) -> Iterator[tuple[str, str | None]]:
     """Each stretch of text, adjacent ones made one and often empty, and the control token it ends at."""
     texts: list[str] = []
     for piece in pieces:

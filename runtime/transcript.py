@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
+
+from .errors import InputError
 
 TranscriptFormat = Literal["txt", "srt", "vtt", "json"]
 TRANSCRIPT_FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
@@ -20,6 +22,21 @@ class Segment:
     t1: float
     text: str
     translation: str | None = None  # when transcript and translation were asked for together
+
+
+def parse_formats(text: str, *, to_files: bool) -> tuple[TranscriptFormat, ...]:
+    """Formats from a list with commas.
+
+    Raises:
+        InputError: an unknown one, or several for one stream.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in TRANSCRIPT_FORMATS:
+            raise InputError(f"format {name[:40]!r} is not known, expected {', '.join(TRANSCRIPT_FORMATS)}")
+    if len(names) > 1 and not to_files:
+        raise InputError(f"{len(names)} formats for standard output, expected one (or a folder with -o)")
+    return cast("tuple[TranscriptFormat, ...]", names)
 
 
 def write(segments: Sequence[Segment], file_format: TranscriptFormat) -> str:

@@ -21,18 +21,22 @@ Converted = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    """`converted(model, recipe, lora_quant=…, merge=…)`: the model directory, made when first asked for.
+    """`converted(model, recipe, …)`: the model directory, made when first asked for.
 
     `model` is a member of tests/tiny.py or "phi4-nano".
     """
     made: dict[tuple[str, ...], Path] = {}
     root = tmp_path_factory.mktemp("converted")
 
-    def get(model: str, recipe: str, lora_quant: str = "F16", merge: str | None = None) -> Path:
-        key = (model, recipe, lora_quant, str(merge))
+    def get(
+        model: str, recipe: str, lora_quant: str = "F16", merge: str | None = None, encoders: str = "fp32"
+    ) -> Path:
+        key = (model, recipe, lora_quant, str(merge), encoders)
         if key not in made:
             source = cases.checkpoint(model, root / "checkpoints")
-            options = converter.Options(recipe=recipe, lora_quant=lora_quant, merge=merge, name=model)
+            options = converter.Options(
+                recipe=recipe, lora_quant=lora_quant, merge=merge, encoders=encoders, name=model
+            )
             out = root / "-".join(key)
             converter.convert(source, out, options)
             made[key] = out

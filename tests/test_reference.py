@@ -9,7 +9,9 @@ golden run's own distance to float64). test_the_bound_is_tight_enough shows what
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +21,13 @@ from pocketphi.runtime.engine import Model
 from pocketphi.runtime.parts import EmbedSpan, Span, TokenSpan
 from pocketphi.runtime.session import Session
 
-from . import tiny
+from . import scoring, tiny
 from .conftest import Converted, open_decoder
 from .golden import cases
 
 REFERENCE = tiny.NANO.parent / "reference_outputs.json"
-TEXT_ITEMS = [i for i in json.loads(REFERENCE.read_text("utf-8"))["items"] if i["mode"] == "text"]
+ITEMS = json.loads(REFERENCE.read_text("utf-8"))["items"]
+TEXT_ITEMS = [i for i in ITEMS if i["mode"] == "text"]
 
 
 def spans_of(case: cases.Case) -> list[Span]:
@@ -86,6 +89,20 @@ def test_phi4_nano_answers_as_the_reference(
     assert list(reply.token_ids) == item["output_ids"]
     assert reply.mode == "language"
     assert reply.adapter is None
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda i: i["id"])
+def test_every_mode_of_phi4_nano_answers_as_the_reference(item: dict[str, Any], exact_nano: Model) -> None:
+    """All 24, token for token: text, tools, speech, pictures, speech about pictures."""
+    reply = exact_nano.complete(item["prompt"], max_tokens=80, media=scoring.media_of(item))
+    assert list(reply.token_ids) == item["output_ids"]
+    assert reply.mode == {"text": "language"}.get(item["mode"], item["mode"])
+
+
+@pytest.fixture(scope="module")
+def exact_nano(converted: Converted) -> Iterator[Model]:
+    with Model(converted("phi4-nano", "F32", lora_quant="F32", encoders="fp32"), kv_type="f32") as model:
+        yield model
 
 
 def test_base_text_is_the_same_whether_the_adapters_are_there_or_not(

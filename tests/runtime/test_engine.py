@@ -131,7 +131,7 @@ def test_nothing_of_a_call_streams_as_text(nano_model: Model) -> None:
 def test_an_adapter_on_text_changes_the_computation(nano_model: Model) -> None:
     spoken = nano_model.chat(FRANCE, adapter="speech", max_tokens=8)
     assert (spoken.mode, spoken.adapter) == ("speech", "speech")
-    assert "speech" in nano_model.resident_adapters
+    assert "speech adapter" in nano_model.resident
     assert any("reading the conversation again" in n for n in spoken.notes)
     with pytest.raises(InputError, match="adapter"):
         nano_model.chat(FRANCE, adapter="smell")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each recipe costs phi4-nano: size, agreement with F32, evaluation scores. Prints a Markdown table.
 
-    python tests/tools/recipes.py
+python tests/tools/recipes.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in phi4-nano as a model directory: converted once, then kept in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from ..runtime.bundle import load
+from ..runtime.errors import BundleError, OutputError
+from .options import Options
+from .progress import Progress
+
+RECIPE = "Q8_0"  # 6 MB in all: size is no matter here, and Q8_0 answers as the original does
+CACHE_VARIABLE = "POCKETPHI_CACHE"
+
+
+def builtin_checkpoint() -> Path:
+    """phi4-nano's checkpoint, which ships inside the package."""
+    return Path(__file__).parent.parent / "nano" / "checkpoint"
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $POCKETPHI_CACHE, else the platform's place for caches.
+
+    That is ~/Library/Caches/pocketphi on macOS, %LOCALAPPDATA%\\pocketphi\\Cache on Windows, and
+    $XDG_CACHE_HOME/pocketphi or ~/.cache/pocketphi elsewhere.
+    """
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "pocketphi"
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA")
+            return (Path(local) if local else Path.home() / "AppData" / "Local") / "pocketphi" / "Cache"
+        # The specification says to ignore a relative path here.
+        shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (shared if shared.is_absolute() else Path.home() / ".cache") / "pocketphi"
+    except RuntimeError:
+        raise OutputError(f"there is no home directory to keep the model in: set {CACHE_VARIABLE}") from None
+
+
+def builtin_bundle(cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """The built-in model's directory, made on the first call.
+
+    Its name holds what it was made from (checkpoint, converter version, recipe), so another version
+    makes its own. Two processes may make it at once: one is put in place and serves both.
+
+    Args:
+        cache: where to keep it; None is `cache_directory()`.
+
+    Raises:
+        OutputError: the cache cannot be written. There is no fallback to a temporary directory: it
+            would be made anew each time, or be shared with strangers.
+        CheckpointError, KernelError: as `convert`.
+    """
+    from .checkpoint import Checkpoint
+    from .conversion import convert, converter_version
+
+    source = builtin_checkpoint()
+    with Checkpoint.open(source) as checkpoint:
+        parts = (checkpoint.fingerprint, converter_version(), RECIPE)
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    out = (cache or cache_directory()) / f"phi4-nano-{RECIPE}-{key}"
+    if _is_whole(out):
+        return out
+    options = Options(
+        recipe=RECIPE, name="phi4-nano", source_name="phi4-nano", licence="Apache-2.0", overwrite=True
+    )
+    try:
+        convert(source, out, options, progress)
+    except OutputError as exc:
+        if _is_whole(out):  # another process was faster
+            return out
+        raise OutputError(f"{exc} (set {CACHE_VARIABLE} to a directory that can be written)") from None
+    return out
+
+
+def _is_whole(directory: Path) -> bool:
+    with contextlib.suppress(BundleError):
+        load(directory)
+        return True
+    return False

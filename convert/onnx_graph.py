@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds an ONNX graph node by node while its weights stream into an external data file.
+
+A graph is one `NAME.onnx` and, when it holds large tensors, one `NAME.onnx.data` beside it. Every weight
+is written as soon as it is added, so that memory is one tensor and not the model. Same calls, same bytes.
+
+Linear layers come in four kinds:
+
+* fp32: as it is.
+* fp16: stored as float16, cast by a node that ONNX Runtime folds when it loads; the arithmetic is float32.
+* int8: DynamicQuantizeMatMul: signed weights with one scale per output channel, activations quantised to
+  unsigned 8 bits with one range per call. This is the fast kind on CPUs.
+* int4: MatMulNBits: blocks of 32 weights with one scale each. This is the small kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from ..runtime.bundle import BundleFile
+from .encoder_quant import ENCODER_QUANTS as ENCODER_QUANTS
+from .encoder_quant import EncoderQuant as EncoderQuant
+from .encoder_quant import named_quant as named_quant
+from .output import HashedFile, write_file
+
+Float32 = npt.NDArray[np.float32]
+
+OPSET = 21  # the newest that ONNX Runtime 1.20, the oldest we accept, implements in full
+IR_VERSION = 10  # the one that came with opset 21
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators: fused attention, quantised products
+ALIGNMENT = 4096  # bytes; external tensors start on a page so that they can be mapped
+INLINE_BYTES = 4096  # smaller tensors stay in the graph's own file
+INT4_BLOCK = 32  # weights
+
+Dim = int | str  # a name for a dimension that the caller chooses at run time
+_TYPES: Mapping[str, int] = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "int64": onnx.TensorProto.INT64,
+    "int32": onnx.TensorProto.INT32,
+    "int8": onnx.TensorProto.INT8,
+    "uint8": onnx.TensorProto.UINT8,
+    "bool": onnx.TensorProto.BOOL,
+}
+
+
+class OnnxGraph:
+    """One graph under construction. A context manager: leaving it closes the data file.
+
+    Values are named by strings: what `input`, `constant`, `weight`, `op` and `linear` return is what the
+    next node takes. Names count upwards, so they depend on nothing but the order of the calls.
+    """
+
+    def __init__(self, directory: Path, name: str, producer: str = "") -> None:
+        """Begin `directory / name.onnx`, which must not exist; `producer` goes into its metadata."""
+        self._directory, self._name, self._producer = directory, name, producer
+        self._nodes: list[onnx.NodeProto] = []
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._data: HashedFile | None = None
+        self._data_size = 0
+        self._domains = {""}
+
+    def __enter__(self) -> OnnxGraph:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._data is not None:
+            self._data.__exit__(kind, exc, trace)
+
+    def input(self, name: str, dtype: str, shape: Iterable[Dim]) -> str:
+        """Declare a graph input; `dtype` is numpy's name."""
+        self._inputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
+        return name
+
+    def output(self, value: str, name: str, dtype: str, shape: Iterable[Dim]) -> None:
+        """Give a value to the outside as output `name`."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}:Identity"))
+        self._outputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
+
+    def op(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output. An input of "" is an optional one left out."""
+        return self.ops(op, *inputs, n_outputs=1, domain=domain, **attributes)[0]
+
+    def ops(
+        self, op: str, *inputs: str, n_outputs: int, domain: str = "", **attributes: Any
+    ) -> tuple[str, ...]:
+        """Add a node with several outputs."""
+        name = f"{len(self._nodes)}:{op}"
+        outputs = tuple(f"{name}.{i}" for i in range(n_outputs))
+        self._nodes.append(
+            helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attributes)
+        )
+        self._domains.add(domain)
+        return outputs
+
+    def constant(self, value: npt.ArrayLike, dtype: str) -> str:
+        """A small tensor; equal ones are stored once."""
+        array = np.asarray(value, dtype)
+        shape = "x".join(map(str, array.shape)) or "scalar"
+        name = f"const:{dtype}:{shape}:{array.tobytes().hex()}"
+        if name not in self._tensors:
+            self._tensors[name] = _tensor(name, array)
+        return name
+
+    def weight(self, name: str, array: npt.NDArray[Any]) -> str:
+        """A tensor of the model under a name of its own. It is written now and may be freed after the call.
+
+        Raises:
+            OutputError: the data file cannot be written.
+        """
+        assert name not in self._tensors, f"{name} is added twice"
+        array = np.ascontiguousarray(array)
+        if array.nbytes <= INLINE_BYTES:
+            self._tensors[name] = _tensor(name, array)
+            return name
+        if self._data is None:
+            self._data = HashedFile(self._directory, self._data_name)
+        self._data.pad(ALIGNMENT)
+        offset = self._data_size + -self._data_size % ALIGNMENT
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        self._data.write(little.reshape(-1).view(np.uint8).data)
+        self._data_size = offset + array.nbytes
+        proto = onnx.TensorProto(
+            name=name,
+            data_type=_TYPES[array.dtype.name],
+            dims=array.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (
+            ("location", self._data_name),
+            ("offset", str(offset)),
+            ("length", str(array.nbytes)),
+        ):
+            proto.external_data.add(key=key, value=value)
+        self._tensors[name] = proto
+        return name
+
+    def half(self, name: str, array: Float32) -> str:
+        """A weight stored as float16 and used as float32."""
+        return self.op("Cast", self.weight(name, array.astype(np.float16)), to=_TYPES["float32"])
+
+    def linear(
+        self, x: str, name: str, weight: Float32, bias: Float32 | None = None, *, quant: EncoderQuant = "fp32"
+    ) -> str:
+        """y = x Wᵀ + b over the last axis of x, a float32 value of any rank.
+
+        Args:
+            name: prefix of the tensors' names.
+            weight: float32 [out, in], as PyTorch keeps it.
+            bias: float32 [out].
+            quant: see the top of this file.
+        """
+        shift = "" if bias is None else self.weight(f"{name}.bias", bias.astype(np.float32, copy=False))
+        if quant == "int8":
+            q, scale = quantize_int8(weight)
+            return self.op(
+                "DynamicQuantizeMatMul",
+                x,
+                self.weight(f"{name}.weight", np.ascontiguousarray(q.T)),
+                self.weight(f"{name}.scale", scale),
+                "",
+                shift,
+                domain=MICROSOFT,
+            )
+        if quant == "int4":
+            blocks, scale = quantize_int4(weight)
+            return self.op(
+                "MatMulNBits",
+                x,
+                self.weight(f"{name}.weight", blocks),
+                self.weight(f"{name}.scale", scale),
+                "",
+                "",
+                shift,
+                domain=MICROSOFT,
+                K=weight.shape[1],
+                N=weight.shape[0],
+                bits=4,
+                block_size=INT4_BLOCK,
+                accuracy_level=4,  # products of 8-bit integers
+            )
+        store = self.half if quant == "fp16" else self.weight
+        y = self.op("MatMul", x, store(f"{name}.weight", np.ascontiguousarray(weight.T)))
+        return self.op("Add", y, shift) if shift else y
+
+    def finish(self) -> list[BundleFile]:
+        """Write the graph; the files it consists of, the graph first.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        graph = helper.make_graph(
+            self._nodes, self._name, self._inputs, self._outputs, list(self._tensors.values())
+        )
+        model = helper.make_model(
+            graph,
+            producer_name=self._producer,
+            ir_version=IR_VERSION,
+            opset_imports=[
+                helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self._domains)
+            ],
+        )
+        data = [self._data.finish()] if self._data is not None else []
+        return [
+            write_file(self._directory, f"{self._name}.onnx", model.SerializeToString(deterministic=True)),
+            *data,
+        ]
+
+    @property
+    def _data_name(self) -> str:
+        return f"{self._name}.onnx.data"
+
+
+def quantize_int8(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
+    """Symmetric int8 with one scale per output channel: weight ≈ q · scale[:, None].
+
+    Returns:
+        int8 [out, in] within ±127, and float32 [out]. A row of zeros has scale 1.
+    """
+    largest = np.abs(weight).max(axis=1)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    q = np.rint(weight / scale[:, None])
+    return np.clip(q, -127, 127).astype(np.int8), scale
+
+
+def quantize_int4(weight: Float32) -> tuple[npt.NDArray[np.uint8], Float32]:
+    """Blocks of 32 along each row, as MatMulNBits reads them: weight ≈ (q - 8) · scale, q in 0..15.
+
+    The value of largest magnitude in a block is met exactly by q = 0, as in ggml's Q4_0: that uses all
+    sixteen levels. The last block of a row is filled up with zeros.
+
+    Returns:
+        uint8 [out, n_blocks, 16], the earlier weight in the low half of a byte, and float32 [out, n_blocks].
+    """
+    n_out, n_in = weight.shape
+    n_blocks = -(-n_in // INT4_BLOCK)
+    padded = np.zeros((n_out, n_blocks * INT4_BLOCK), np.float32)
+    padded[:, :n_in] = weight
+    blocks = padded.reshape(n_out, n_blocks, INT4_BLOCK)
+    at = np.abs(blocks).argmax(axis=2)[..., None]
+    peak = np.take_along_axis(blocks, at, axis=2)
+    scale = np.where(peak != 0, peak / np.float32(-8), np.float32(1)).astype(np.float32)
+    q = np.clip(np.rint(blocks / scale) + 8, 0, 15).astype(np.uint8)
+    return q[..., 0::2] | q[..., 1::2] << 4, scale[..., 0]
+
+
+def _tensor(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
+    """An inline tensor."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return helper.make_tensor(name, _TYPES[array.dtype.name], array.shape, little.tobytes(), raw=True)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ONNX graph of a model directory, loaded on ONNX Runtime's CPU provider, with one-line errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnxruntime
+
+from .errors import BundleError, KernelError
+from .parts import Float32
+
+_MAX_GRAPH_BYTES = 64 << 20  # ours are under 1 MB: large weights are in the data file beside
+_LOCATION = b"location"  # the key of TensorProto.external_data that names a file
+
+
+class OnnxSession:
+    """A graph whose outputs are float32. Its threads sleep between calls: the decoder needs the cores."""
+
+    def __init__(self, path: Path, n_threads: int, inputs: Mapping[str, int], output: str) -> None:
+        """Load a graph.
+
+        Args:
+            path: `NAME.onnx`. It may refer to one file beside it, `NAME.onnx.data`, and to no other.
+            n_threads: of ONNX Runtime's pool, the calling thread included.
+            inputs: the name of each input, and how many dimensions it has.
+            output: the name of the one output.
+
+        Raises:
+            BundleError: missing, damaged, with other inputs or outputs, or naming another file.
+        """
+        self._path = path
+        _check_references(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = n_threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # errors come as exceptions; below 4 they go to stderr as well
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Without VNNI, products of unsigned and signed bytes saturate on x86 unless this is set.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # ONNX Runtime's own exceptions have no public base class
+            raise BundleError(f"{path}: cannot be loaded: {_one_line(exc)}") from None
+        found = {i.name: len(i.shape) for i in self._session.get_inputs()}
+        outputs = [o.name for o in self._session.get_outputs()]
+        if found != dict(inputs) or outputs != [output]:
+            raise BundleError(
+                f"{path}: has inputs {_names(found)} and outputs {_names(outputs)}, expected "
+                f"{_names(inputs)} and {output}: it is not the graph that the converter writes"
+            )
+
+    def run(self, **inputs: npt.NDArray[Any]) -> Float32:
+        """The output for these inputs.
+
+        Raises:
+            KernelError: ONNX Runtime failed.
+        """
+        try:
+            result: Float32 = self._session.run(None, inputs)[0]
+        except Exception as exc:
+            raise KernelError(f"{self._path}: ONNX Runtime failed: {_one_line(exc)}") from None
+        return result
+
+
+def _check_references(path: Path) -> None:
+    """Refuse a graph that would have ONNX Runtime open any file but its own data file.
+
+    In protobuf's wire format each reference is the entry "location" (field 1, length 8) followed by the
+    file name (field 2). Wherever the word stands otherwise, something is hidden.
+    """
+    try:
+        if not path.is_file():
+            raise BundleError(f"{path}: no such file, or not a regular one")
+        if path.stat().st_size > _MAX_GRAPH_BYTES:
+            raise BundleError(
+                f"{path}: has {path.stat().st_size:,} bytes, expected at most {_MAX_GRAPH_BYTES:,}"
+            )
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise BundleError(f"{path}: cannot be read: {exc.strerror}") from None
+    name = f"{path.name}.data".encode()
+    entry = b"\n\x08" + _LOCATION + b"\x12" + bytes([len(name)]) + name
+    if raw.count(_LOCATION) != raw.count(entry):
+        raise BundleError(
+            f"{path}: refers to a file other than {path.name}.data: it was not made by the converter"
+        )
+
+
+def _names(names: Mapping[str, int] | list[str]) -> str:
+    return ", ".join(sorted(names))[:200] or "none"
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:300]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of a video file, evenly spaced, and one frame of a camera: pictures for the vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .errors import InputError
+from .parts import RGB
+
+MAX_FRAMES = 64
+_MAX_PIXELS = 100_000_000
+_WARM_UP_FRAMES = 5  # a camera's first frames are taken before its exposure has settled
+
+
+def frames(path: Path, count: int) -> list[RGB]:
+    """Frames in the middle of `count` equal parts of a video; all of them, if it has no more.
+
+    Args:
+        path: any container that this OpenCV reads.
+        count: 1 to 64.
+
+    Returns:
+        uint8 [h, w, 3] each, red first.
+
+    Raises:
+        InputError: a count out of range; no such file, no video, or a damaged one.
+    """
+    if not 1 <= count <= MAX_FRAMES:
+        raise InputError(f"frames is {count}, expected 1 to {MAX_FRAMES}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such video file")
+    with _opened(str(path), f"{path}") as video:
+        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        if total < 1:
+            raise InputError(f"{path}: is a video without frames, or of unknown length")
+        wanted = {int((i + 0.5) * total / count) for i in range(count)}
+        found = []
+        for at in range(max(wanted) + 1):
+            if not video.grab():
+                break
+            if at in wanted:
+                found.append(_retrieve(video, str(path)))
+    if not found:
+        raise InputError(f"{path}: no frame of this video can be decoded")
+    return found
+
+
+def camera(index: int = 0) -> RGB:
+    """One frame of a camera.
+
+    Raises:
+        InputError: there is no such camera, or it gives no picture.
+    """
+    with _opened(index, f"camera {index}") as device:
+        for _ in range(_WARM_UP_FRAMES):
+            if not device.grab():
+                raise InputError(f"camera {index}: gives no picture")
+        return _retrieve(device, f"camera {index}")
+
+
+@contextmanager
+def _opened(source: str | int, where: str) -> Iterator[Any]:
+    log = cv2.utils.logging
+    level = log.getLogLevel()
+    log.setLogLevel(log.LOG_LEVEL_SILENT)  # its complaints go to stderr, ours are one line
+    video = cv2.VideoCapture(source)
+    try:
+        if not video.isOpened():
+            raise InputError(f"{where}: cannot be opened as a video")
+        width, height = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        if width * height > _MAX_PIXELS:
+            raise InputError(f"{where}: frames of {width:.0f} × {height:.0f} pixels are too large")
+        yield video
+    finally:
+        video.release()
+        log.setLogLevel(level)
+
+
+def _retrieve(video: Any, where: str) -> RGB:
+    good, frame = video.retrieve()
+    if not good or frame is None or frame.ndim != 3:
+        raise InputError(f"{where}: a frame cannot be decoded")
+    rgb: RGB = np.ascontiguousarray(frame[:, :, ::-1], np.uint8)
+    return rgb
