@@ -9,9 +9,14 @@ SOURCES := $(shell find runtime convert kernels nano -type f -not -name '*.pyc')
 .PHONY: demo test lint sanitize golden bench-convert clean
 
 demo: $(VENV)/installed
-	@echo '$$ pocketphi info' && $(BIN)/pocketphi info
-	@echo && echo '$$ pocketphi run -p "What is the capital of France?"' && $(BIN)/pocketphi run -p "What is the capital of France?"
-	@echo && echo '$$ pocketphi run -p "Spell music." --json' && $(BIN)/pocketphi run -p "Spell music." --json
+	@echo '$$ pocketphi run -p "What is the capital of France?"' && \
+	  $(BIN)/pocketphi run -p "What is the capital of France?"
+	@echo && echo '$$ pocketphi run --image nano/eval/images/img-012.png -p "What does the text say?"' && \
+	  $(BIN)/pocketphi run --image nano/eval/images/img-012.png -p "What does the text say?"
+	@echo && echo '$$ pocketphi transcribe nano/eval/audio/asr-003.flac' && \
+	  $(BIN)/pocketphi transcribe nano/eval/audio/asr-003.flac
+	@echo && echo '$$ pocketphi run --image nano/eval/images/vs-003.png --audio nano/eval/audio/vs-003.flac' && \
+	  $(BIN)/pocketphi run --image nano/eval/images/vs-003.png --audio nano/eval/audio/vs-003.flac
 	@echo && echo '$$ pocketphi chat   (three questions piped in)' && \
 	  printf '%s\n' 'Hello!' 'What is 3 plus 4?' 'How many legs does a spider have?' | $(BIN)/pocketphi chat
 

@@ -310,6 +310,7 @@ def bench(
     from pocketphi.runtime import report
     from pocketphi.runtime.engine import Model
 
+    _log_to_stderr(verbose=False)
     path = model or _builtin()
     rows = benchmark.run(
         lambda: Model(path, n_threads=threads, n_gpu_layers=gpu_layers, kv_type=cache_type),
@@ -469,8 +470,6 @@ def _log_to_stderr(verbose: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr, format="%(message)s", level=logging.DEBUG if verbose else logging.WARNING
     )
-    if not verbose:  # its failures reach the user as our own one line
-        logging.getLogger("pocketphi.runtime.decoder_ggml").setLevel(logging.CRITICAL)
 
 
 def _on_sigterm(_signal: int, _frame: object) -> None:

@@ -177,17 +177,18 @@ def _temporary(pieces: Iterator[bytes], name: str) -> Iterator[Path]:
     """
     path, size = None, 0
     try:
-        handle, text = tempfile.mkstemp(prefix="pocketphi-", suffix=".sound")
-        path = Path(text)
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                size += len(piece)
-                if size > MAX_STREAM_BYTES:
-                    raise InputError(f"{name}: has over {MAX_STREAM_BYTES:,} bytes, give it as a file")
-                file.write(piece)
+        try:
+            handle, text = tempfile.mkstemp(prefix="pocketphi-", suffix=".sound")
+            path = Path(text)
+            with os.fdopen(handle, "wb") as file:
+                for piece in pieces:
+                    size += len(piece)
+                    if size > MAX_STREAM_BYTES:
+                        raise InputError(f"{name}: has over {MAX_STREAM_BYTES:,} bytes, give it as a file")
+                    file.write(piece)
+        except OSError as exc:
+            raise InputError(f"{name}: cannot be kept in a temporary file: {exc.strerror}") from None
         yield path
-    except OSError as exc:
-        raise InputError(f"{name}: cannot be kept in a temporary file: {exc.strerror}") from None
     finally:
         if path is not None:
             path.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a model directory is on this machine: text, pictures and speech of fixed sizes, made-up content."""
+"""How fast a model directory is here: text, pictures and speech of fixed sizes, with made-up content."""
 
 from __future__ import annotations
 

@@ -46,22 +46,26 @@ class GgmlOptions:
     kv_type: str = "f16"
 
 
+_LOG_ERROR = 4  # enum ggml_log_level
+
+
 class _EngineLog:
-    """llama.cpp's log, passed on to `logging`; its last error line explains a failed call."""
+    """llama.cpp's log, for whoever listens at level DEBUG; its first error line explains a failed call."""
 
     def __init__(self) -> None:
-        self.last_error = ""
-        self._level = logging.DEBUG
+        self.reason = ""
         self.callback = llama_cpp.llama_log_callback(self._receive)  # C keeps the pointer: so do we
+
+    def forget(self) -> None:
+        """Before a call whose failure `reason` is to explain; later errors only say that it failed."""
+        self.reason = ""
 
     def _receive(self, level: int, text: bytes, _user_data: object) -> None:
         line = " ".join(text.decode("utf-8", "replace").split())
-        if level != 5:  # 5 continues the line before
-            self._level = {2: logging.INFO, 3: logging.WARNING}.get(level, logging.DEBUG)
-        if level == 3 and line:
-            self.last_error = line
+        if level == _LOG_ERROR and line and not self.reason:
+            self.reason = line
         if line:
-            _log.log(self._level, "%s", line)
+            _log.debug("%s", line)
 
 
 _ENGINE_LOG = _EngineLog()  # llama.cpp has one log callback for the whole process
@@ -235,11 +239,10 @@ class GgmlDecoder:
     def _load(self, path: Path) -> Any:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = self._options.n_gpu_layers
+        _ENGINE_LOG.forget()
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
-            raise BundleError(
-                f"{path}: llama.cpp cannot load it: {_ENGINE_LOG.last_error or 'no reason given'}"
-            )
+            raise BundleError(f"{path}: llama.cpp cannot load it: {_ENGINE_LOG.reason}")
         return model
 
     def _compare(self, path: Path) -> None:
@@ -270,12 +273,13 @@ class GgmlDecoder:
             llama_cpp.llama_free(self._context)
             self._context = None
         self._length = self._capacity = 0
+        _ENGINE_LOG.forget()
         self._context = llama_cpp.llama_init_from_model(self._model, self._context_params(size))
         if not self._context:
             gib = size * self._spec.kv_values_per_token * _KV_BYTES[self._options.kv_type] / 2**30
             raise KernelError(
                 f"llama.cpp could not make a context of {size} tokens (its cache takes {gib:.1f} GiB): "
-                f"{_ENGINE_LOG.last_error or 'no reason given'}"
+                f"{_ENGINE_LOG.reason}"
             )
         llama_cpp.llama_set_abort_callback(self._context, self._abort_callback, ctypes.c_void_p(_ABORT))
         self._table, self._capacity, self._adapter = table, size, None
@@ -301,9 +305,10 @@ class GgmlDecoder:
         if name in self._loras:
             return
         path = self._paths[name]
+        _ENGINE_LOG.forget()
         lora = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not lora:
-            raise BundleError(f"{path}: llama.cpp cannot load this adapter: {_ENGINE_LOG.last_error}")
+            raise BundleError(f"{path}: llama.cpp cannot load this adapter: {_ENGINE_LOG.reason}")
         self._loras[name] = lora
         logits = []
         for adapter in (None, name):
@@ -337,6 +342,7 @@ class GgmlDecoder:
             batch.token = rows.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
         else:
             batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        _ENGINE_LOG.forget()
         future = self._worker.submit(llama_cpp.llama_decode, self._context, batch)
         try:
             status = future.result()
@@ -347,7 +353,7 @@ class GgmlDecoder:
             raise
         if status != 0:
             raise KernelError(
-                f"llama.cpp could not decode {len(rows)} tokens: status {status}, {_ENGINE_LOG.last_error}"
+                f"llama.cpp could not decode {len(rows)} tokens: status {status}, {_ENGINE_LOG.reason}"
             )
         self._length += len(rows)
 

@@ -116,6 +116,86 @@ def test_chat_from_a_pipe(env: dict[str, str]) -> None:
     assert "context" in err
 
 
+EVAL = tiny.NANO.parent / "eval"
+
+
+def test_an_image_question(env: dict[str, str]) -> None:
+    picture = EVAL / "images" / "img-012.png"
+    assert call(env, "run", "--image", picture, "-p", "What does the text say?")[:2] == (
+        0,
+        "It says chair.\n",
+    )
+
+
+def test_a_spoken_question_about_an_image_needs_no_text(env: dict[str, str]) -> None:
+    code, out, err = call(
+        env,
+        "run",
+        "--image",
+        EVAL / "images" / "vs-003.png",
+        "--audio",
+        EVAL / "audio" / "vs-003.flac",
+        "--json",
+    )
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["text"], found["mode"], found["adapter"]) == (
+        "The circle is orange.",
+        "vision_speech",
+        "vision",
+    )
+    assert set(found["resident"]) == {"vision adapter", "vision encoder", "speech encoder"}
+    assert found["timings"]["encode_ms"] > 0
+
+
+def test_transcribe_from_a_file_and_from_stdin(env: dict[str, str]) -> None:
+    clip = EVAL / "audio" / "asr-000.flac"
+    said = "How many legs does a rooster have?\n"
+    assert call(env, "transcribe", clip)[:2] == (0, said)
+    assert call(env, "transcribe", "-", stdin=clip.read_bytes())[:2] == (0, said)
+
+
+def test_transcribe_raw_samples_from_stdin(env: dict[str, str]) -> None:
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(EVAL / "audio" / "asr-000.flac", dtype="float32")
+    at_16k = soxr.resample(samples, rate, 16000)
+    raw = (at_16k.clip(-1, 1) * 32767).astype("<i2").tobytes()
+    assert call(env, "transcribe", "-", stdin=raw)[:2] == (0, "How many legs does a rooster have?\n")
+
+
+def test_transcript_files(env: dict[str, str], tmp_path: Path) -> None:
+    clip = EVAL / "audio" / "ast-000.flac"
+    code, out, _ = call(
+        env,
+        "transcribe",
+        clip,
+        "--both",
+        "--translate",
+        "French",
+        "--format",
+        "txt,srt,vtt,json",
+        "-o",
+        tmp_path,
+    )
+    assert (code, out) == (0, "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"ast-000.flac.{f}" for f in ("json", "srt", "txt", "vtt")
+    ]
+    segment = json.loads((tmp_path / "ast-000.flac.json").read_text("utf-8"))["segments"][0]
+    assert (segment["text"], segment["t0"]) == ("The big bird dances behind the car.", 0.0)
+    assert segment["translation"] == "Le grand oiseau danse derrière la voiture."
+
+
+def test_bench_prints_a_table(env: dict[str, str]) -> None:
+    rows = json.loads(call(env, "bench", "-r", "1", "-n", "2", "--json")[1])
+    assert [r["name"].split()[0] for r in rows] == ["text,", "text,", "image", "image", "speech", "speech"]
+    tokens = [r["prompt_n"] for r in rows]
+    assert tokens[3] - tokens[2] == 1841 - 545, "the reference's counts for these two sizes"
+    assert tokens[5] - tokens[4] == 375 - 125
+
+
 USAGE = [
     (["run", "-p", ""], "empty"),
     (["run", "-p", "   \n"], "empty"),
@@ -140,6 +220,16 @@ USAGE = [
     (["run", "-p", "x", "--raw", "--system", "y"], "--raw"),
     (["run", "--no-such-flag"], "--no-such-flag"),
     (["frobnicate"], "frobnicate"),
+    (["run", "-p", "x", "--image", "/nowhere.png"], "/nowhere.png"),
+    (["run", "-p", "x", "--audio", "/nowhere.wav"], "/nowhere.wav"),
+    (["run", "-p", "x", "--video", "/nowhere.mp4"], "/nowhere.mp4"),
+    (["run", "-p", "x", "--camera", "99"], "camera 99"),
+    (["run", "-p", "x", "--max-crops", "0"], "max crops"),
+    (["run", "-p", "-", "--audio", "-"], "standard input"),
+    (["transcribe", "/nowhere.wav"], "/nowhere.wav"),
+    (["transcribe", "x", "--format", "doc"], "format 'doc'"),
+    (["transcribe", "x", "--format", "srt,vtt"], "2 formats"),
+    (["transcribe", "x", "--both"], "language"),
     (["convert", "/nowhere"], "-o DIR"),
 ]
 

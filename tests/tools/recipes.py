@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each recipe costs phi4-nano: size, agreement with F32, evaluation scores. Prints a Markdown table.
+"""What each recipe costs phi4-nano: size, distance from F32, evaluation scores. Prints a Markdown table.
 
-python tests/tools/recipes.py
+python -m tests.tools.recipes
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,21 @@ from typing import Any
 import numpy as np
 
 from pocketphi import convert as converter
-from pocketphi.convert.recipe import RECIPES
 from pocketphi.runtime.engine import Model
-from pocketphi.runtime.parts import Reply
 
-NANO = Path(__file__).resolve().parents[2] / "nano"
+from ..scoring import NANO, rows, score
 
-
-def rows(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (NANO / "eval" / f"{name}.jsonl").read_text("utf-8").splitlines()]
-
-
-def answers(model: Model) -> dict[str, Reply]:
-    return {r["id"]: model.complete(r["prompt"], max_tokens=80) for r in [*rows("text"), *rows("tools")]}
-
-
-def exact(found: dict[str, Reply]) -> tuple[int, int]:
-    """Text answers equal to the reference, and tool calls with its names and arguments."""
-    text = sum(found[r["id"]].text == r["reference"] for r in rows("text"))
-    tools = 0
-    for r in rows("tools"):
-        wanted = json.loads(r["reference"].removeprefix("<|tool_call|>").removesuffix("<|/tool_call|>"))
-        tools += [{"name": c.name, "arguments": c.arguments} for c in found[r["id"]].tool_calls] == wanted
-    return text, tools
-
-
-def same_tokens(found: dict[str, Reply], truth: dict[str, Reply]) -> int:
-    return sum(found[k].token_ids == truth[k].token_ids for k in truth)
+ROWS = (  # recipe, adapters, encoders
+    ("F32", "F32", "fp32"),
+    ("F16", "F16", "fp16"),
+    ("Q8_0", "Q8_0", "int8"),
+    ("Q6_K", "Q8_0", "int8"),
+    ("Q5_K_M", "Q8_0", "int8"),
+    ("Q4_K_M", "Q8_0", "int8"),
+    ("Q4_0", "Q8_0", "int8"),
+    ("Q4_0", "Q4_0", "int4"),
+)
+TASKS = ("text", "tools", "ast", "sqa", "vision", "vision_speech")
 
 
 def divergence(model: Model, truth: Model, prompts: list[str]) -> float:
@@ -59,25 +46,30 @@ def _log_softmax(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def main() -> None:
     prompts = [r["prompt"] for r in [*rows("text"), *rows("tools")]]
+    print("| backbone, adapters, encoders | on disk | mean KL, nats | WER | " + " | ".join(TASKS) + " |")
+    print("|---" * (len(TASKS) + 4) + "|")
     with tempfile.TemporaryDirectory() as work:
-        made = {}
-        for recipe in ("F32", *[r for r in RECIPES if r != "F32"]):
-            out = Path(work) / recipe
-            made[recipe] = converter.convert(NANO / "checkpoint", out, converter.Options(recipe=recipe))
-        print("| recipe | backbone | text exact | tools exact | same tokens as F32 | mean KL, nats |")
-        print("|---|---|---|---|---|---|")
-        with Model(Path(work) / "F32") as truth:
-            reference = answers(truth)
-            for recipe, bundle in made.items():
-                with Model(bundle.root) as model:
-                    found = answers(model)
-                    text, tools = exact(found)
-                    size = bundle.path(bundle.decoder).stat().st_size / 2**20
-                    print(
-                        f"| {recipe} | {size:.1f} MiB | {text} / {len(rows('text'))} | {tools} / {len(rows('tools'))} "
-                        f"| {same_tokens(found, reference)} / {len(reference)} "
-                        f"| {divergence(model, truth, prompts):.2e} |"
-                    )
+        truth: Model | None = None
+        for recipe, lora, encoders in ROWS:
+            out = Path(work) / f"{recipe}-{lora}-{encoders}"
+            options = converter.Options(recipe=recipe, lora_quant=lora, encoders=encoders)
+            bundle = converter.convert(NANO / "checkpoint", out, options)
+            model = Model(out, kv_type="f32" if recipe == "F32" else "f16")
+            truth = truth or model
+            found = score(model)
+            size = sum(f.size for f in bundle.files) / 2**20
+            cells = [f"{right}/{items}" for right, items in (found.exact[task] for task in TASKS)]
+            kl = divergence(model, truth, prompts)
+            row = [
+                f"{recipe}, {lora}, {encoders}",
+                f"{size:.1f} MiB",
+                f"{kl:.1e}",
+                f"{found.wer:.1f} %",
+                *cells,
+            ]
+            print("| " + " | ".join(row) + " |", flush=True)
+            if model is not truth:
+                model.close()
 
 
 if __name__ == "__main__":
