@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find runtime convert kernels nano -type f -not -name '*.pyc') cli.py CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint sanitize golden bench-convert clean
+.PHONY: demo test lint sanitize golden clean
 
 demo: $(VENV)/installed
 	@echo '$$ pocketphi run -p "What is the capital of France?"' && \
@@ -40,7 +40,8 @@ sanitize: $(VENV)/dev
 # Made by transformers; see tests/golden/README.md.
 golden: $(VENV)/dev
 	$(BIN)/pip install --quiet '.[reference]'
-	$(BIN)/python tests/golden/make_golden.py
+	for part in make_golden logmel.make_golden speech.make_speech vision.make_vision; do \
+	  $(BIN)/python -m tests.golden.$$part; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -117,7 +117,7 @@ def run(
     from pocketphi.runtime.parts import Message
 
     _log_to_stderr(verbose)
-    media = _media(image, audio, video, frames, camera)
+    media = _media(image, audio, video, frames, camera, max_crops)
     text = _question(prompt, file, optional=bool(audio), stdin_taken=audio is not None and "-" in audio)
     if raw and (system is not None or tools is not None):
         raise InputError("--raw takes the whole prompt: --system and --tools cannot be given too")
@@ -349,18 +349,21 @@ def _open(
 
 
 def _media(
-    images: list[Path] | None, audio: list[str] | None, video: Path | None, frames: int, camera: int | None
-) -> list[Media]:
+    images: list[Path] | None, audio: list[str] | None, video: Path | None, frames: int, camera: int | None,
+    max_crops: int,
+) -> list[Media]:  # fmt: skip
     """Pictures first, then clips: the order the model was trained with."""
     from pocketphi.runtime.parts import Media
 
     found = [Media("image", path) for path in images or ()]
     if video is not None:
+        from pocketphi.runtime.hd import layout
         from pocketphi.runtime.video import frames as frames_of
 
-        found += [
-            Media("image", rgb, f"{video}, frame {i}") for i, rgb in enumerate(frames_of(video, frames), 1)
-        ]
+        pictures = frames_of(video, frames)
+        tokens = sum(layout(rgb.shape[1], rgb.shape[0], max_crops).n_tokens for rgb in pictures)
+        typer.echo(f"{video}: {len(pictures)} frames, {tokens} tokens (see --frames, --max-crops)", err=True)
+        found += [Media("image", rgb, f"{video}, frame {i}") for i, rgb in enumerate(pictures, 1)]
     if camera is not None:
         from pocketphi.runtime.video import camera as look
 

@@ -158,63 +158,62 @@ def _layer(w: _Writer, x: str, keys: str, layer: str) -> str:
     """x += Attn(LN x); x += MLP(LN x)."""
     g, v = w.graph, w.vision
     qkv = w.linear(w.layer_norm(x, layer + "layer_norm1"), layer + "self_attn", "q_proj", "k_proj", "v_proj")
-    q, k, value = g.ops("Split", qkv, w.ints(v.d_model, v.d_model, v.d_model), n_outputs=3, axis=-1)
+    q, kv = g.ops("Split", qkv, w.ints(v.d_model, 2 * v.d_model), n_outputs=2, axis=-1)
     # Fewer keys instead of a mask: with a mask ONNX Runtime falls back to a slower attention.
-    k, value = g.op("Gather", k, keys, axis=1), g.op("Gather", value, keys, axis=1)
-    attended = (_attend_int8 if w.quant == "int8" else _attend)(w, q, k, value)
+    attended = (_attend_int8 if w.quant == "int8" else _attend)(w, q, g.op("Gather", kv, keys, axis=1))
     x = g.op("Add", x, w.linear(attended, layer + "self_attn", "out_proj"))
     inner = w.linear(w.layer_norm(x, layer + "layer_norm2"), layer + "mlp", "fc1")
     inner = g.op("Gelu", inner, approximate="tanh")
     return g.op("Add", x, w.linear(inner, layer + "mlp", "fc2"))
 
 
-def _attend(w: _Writer, q: str, k: str, v: str) -> str:
+def _attend(w: _Writer, q: str, kv: str) -> str:
     """softmax(q kᵀ / √head) v in float32: ONNX Runtime's fused attention."""
-    heads, width = w.vision.n_heads, w.vision.d_model // w.vision.n_heads
+    heads, d = w.vision.n_heads, w.vision.d_model
+    k, v = w.graph.ops("Split", kv, w.ints(d, d), n_outputs=2, axis=-1)
     return w.graph.op(
-        "MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=heads, scale=float(width**-0.5)
+        "MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=heads, scale=float((d // heads) ** -0.5)
     )
 
 
-def _attend_int8(w: _Writer, q: str, k: str, v: str) -> str:
+def _attend_int8(w: _Writer, q: str, kv: str) -> str:
     """The same with both products in 8 bits and the softmax in float32.
 
     In float32 attention takes as long as three quarters of the other products in int8. Two heads at a
-    time, so that their weights, 4 MB a head, stay in the cache: 1.8 times as fast as the fused attention.
+    time, so that their weights, 4 MB a head, stay in the cache.
 
     Keys and values lose their means first, which makes the steps of 8 bits smaller and changes nothing
     else: a mean of keys adds the same to every score of a row, and the softmax takes that away; a mean of
     values comes out as it is, since weights sum to 1, and is added at the end.
     """
-    g, heads = w.graph, w.vision.n_heads
-    width, group = w.vision.d_model // heads, 2 if heads % 2 == 0 else 1
-    split = w.ints(0, 0, heads, width)
-    q, k, v = (
-        g.op("Transpose", g.op("Reshape", x, split), perm=order)
-        for x, order in ((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3)))
-    )
-    k = g.op("Sub", k, g.op("ReduceMean", k, w.ints(3)))
-    mean = g.op("ReduceMean", v, w.ints(2))
-    v = g.op("Sub", v, mean)
-    sizes = w.ints(*[group] * (heads // group))
-    parts = (g.ops("Split", x, sizes, axis=1, n_outputs=heads // group) for x in (q, k, v))
-    mixed = g.op("Concat", *(_attend_group(w, *each) for each in zip(*parts, strict=True)), axis=1)
-    mixed = g.op("Transpose", g.op("Add", mixed, mean), perm=(0, 2, 1, 3))
-    return g.op("Reshape", mixed, w.ints(0, 0, w.vision.d_model))
-
-
-def _attend_group(w: _Writer, q: str, k: str, v: str) -> str:
-    """A few heads: q and v float32 [n, group, ·, head], k [n, group, head, ·]; the result is as q.
-
-    Each of them has one scale. The weights, 0 to 1, have one for each query: the largest of a row becomes
-    255, so that attention spread over a thousand patches keeps its 8 bits.
-    """
-    g = w.graph
+    g, heads, d = w.graph, w.vision.n_heads, w.vision.d_model
+    mean = g.op("ReduceMean", kv, w.ints(1))
+    k, v = g.ops("Split", g.op("Sub", kv, mean), w.ints(d, d), n_outputs=2, axis=-1)
+    _, mean = g.ops("Split", mean, w.ints(d, d), n_outputs=2, axis=-1)
     q8, q_scale, q_zero = g.ops("DynamicQuantizeLinear", q, n_outputs=3)
     (k8, k_scale), (v8, v_scale) = _quantize(w, k), _quantize(w, v)
-    q_scale = g.op("Mul", q_scale, g.constant((w.vision.d_model // w.vision.n_heads) ** -0.5, "float32"))
-    scores = g.op("MatMulIntegerToFloat", q8, k8, q_scale, k_scale, q_zero, domain=MICROSOFT)
-    weights = g.op("Softmax", scores, axis=-1)
+    q_scale = g.op("Mul", q_scale, g.constant((d // heads) ** -0.5, "float32"))
+    group = 2 if heads % 2 == 0 else 1
+    sizes = w.ints(*[group] * (heads // group))
+    parts = []
+    for x, order in ((q8, (0, 2, 1, 3)), (k8, (0, 2, 3, 1)), (v8, (0, 2, 1, 3))):
+        by_head = g.op("Transpose", g.op("Reshape", x, w.ints(0, 0, heads, d // heads)), perm=order)
+        parts.append(g.ops("Split", by_head, sizes, axis=1, n_outputs=heads // group))
+    mixed = []
+    for some_q, some_k, some_v in zip(*parts, strict=True):
+        scores = g.op("MatMulIntegerToFloat", some_q, some_k, q_scale, k_scale, q_zero, domain=MICROSOFT)
+        mixed.append(_mix_int8(w, g.op("Softmax", scores, axis=-1), some_v, v_scale))
+    together = g.op("Transpose", g.op("Concat", *mixed, axis=1), perm=(0, 2, 1, 3))
+    return g.op("Add", g.op("Reshape", together, w.ints(0, 0, d)), mean)
+
+
+def _mix_int8(w: _Writer, weights: str, v8: str, v_scale: str) -> str:
+    """weights v, [n, group, ·, ·] by [n, group, ·, head].
+
+    The weights, 0 to 1, have one scale for each query: the largest of a row becomes 255, so that attention
+    spread over a thousand patches keeps its 8 bits.
+    """
+    g = w.graph
     step = g.op("Div", g.op("ReduceMax", weights, w.ints(-1)), g.constant(255, "float32"))
     rows = g.op("Flatten", weights, axis=3)
     rows = g.op("QuantizeLinear", rows, g.op("Reshape", step, w.ints(-1)), axis=0)

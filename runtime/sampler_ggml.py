@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
-import os
 import secrets
-import sys
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
@@ -20,6 +15,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from .errors import InputError
 from .parts import Float32, Int32
 from .sampler import Sampling
+from .stderr_capture import captured_stderr
 
 _PENALTY_WINDOW = 64  # tokens, llama.cpp's default
 _GRAMMAR_MAX_CHARS = 1 << 20
@@ -125,33 +121,12 @@ def _grammar_sampler(sampling: Sampling, vocab: Any) -> Any:
         return None
     if not grammar.strip() or len(grammar) > _GRAMMAR_MAX_CHARS or "\0" in grammar:
         raise InputError(f"grammar: expected GBNF of 1 to {_GRAMMAR_MAX_CHARS} characters without NUL")
-    with _captured_stderr() as said:
+    with captured_stderr() as said:  # the parser's complaints go there
         sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
     if not sampler:
         reason = " ".join(said.text.split())[:200] or "is not GBNF with a rule named root"
         raise InputError(f"grammar: {reason}")
     return sampler
-
-
-class _Captured:
-    text = ""
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[_Captured]:
-    """llama.cpp's grammar parser writes its complaints to the process's stderr: take them from there."""
-    found = _Captured()
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield found
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            found.text = file.read(1 << 16).decode("utf-8", "replace")
 
 
 def _chain(sampling: Sampling, vocab_size: int) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import InputError
 from .parts import RGB
+from .stderr_capture import captured_stderr
 
 MAX_FRAMES = 64
 _MAX_PIXELS = 100_000_000
@@ -67,11 +68,10 @@ def camera(index: int = 0) -> RGB:
 
 @contextmanager
 def _opened(source: str | int, where: str) -> Iterator[Any]:
-    log = cv2.utils.logging
-    level = log.getLogLevel()
-    log.setLogLevel(log.LOG_LEVEL_SILENT)  # its complaints go to stderr, ours are one line
-    video = cv2.VideoCapture(source)
+    video = None
     try:
+        with captured_stderr():  # FFmpeg's and OpenCV's complaints
+            video = cv2.VideoCapture(source)
         if not video.isOpened():
             raise InputError(f"{where}: cannot be opened as a video")
         width, height = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -79,8 +79,8 @@ def _opened(source: str | int, where: str) -> Iterator[Any]:
             raise InputError(f"{where}: frames of {width:.0f} × {height:.0f} pixels are too large")
         yield video
     finally:
-        video.release()
-        log.setLogLevel(level)
+        if video is not None:
+            video.release()
 
 
 def _retrieve(video: Any, where: str) -> RGB:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Low to high. A runtime module imports only from rows above its own, never from its own row.
 LAYERS = (
-    {"errors", "parts", "spec"},
+    {"errors", "parts", "spec", "stderr_capture"},
     {
         "kernels",
         "bundle",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,8 @@ import pytest
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.errors import InputError
 from pocketphi.runtime.repl import ChatSettings, Repl, read_chat
+
+from ..conftest import Converted
 
 Line = str | Callable[[], str | None]
 
@@ -166,3 +168,50 @@ def test_a_tool_call_asks_for_its_result(nano_model: Model) -> None:
         nano_model, asked, '{"ok": true}', "", "", "/stats", system="You have some tools.", tools=tools
     )
     assert any("4 turns" in line or "6 turns" in line for line in script.said)
+
+
+EVAL = Path(__file__).resolve().parents[2] / "nano" / "eval"
+
+
+@pytest.fixture(scope="module")
+def seeing(converted: Converted) -> Iterator[Model]:
+    with Model(converted("phi4-nano", "F32")) as model:
+        yield model
+
+
+def test_a_picture_goes_with_the_next_message(seeing: Model) -> None:
+    script = chat(seeing, f"/image {EVAL / 'images' / 'img-012.png'}", "What does the text say?", "/stats")
+    assert script.answers == "It says chair.\n"
+    assert script.said[0].startswith("(with the next message: ")
+    assert any("2 turns" in line for line in script.said)
+
+
+def test_a_spoken_question_is_an_empty_line(seeing: Model) -> None:
+    script = chat(
+        seeing, f"/image {EVAL / 'images' / 'vs-003.png'}", f"/audio {EVAL / 'audio' / 'vs-003.flac'}", ""
+    )
+    assert script.answers == "The circle is orange.\n"
+
+
+def test_media_that_are_not_there(seeing: Model, tmp_path: Path) -> None:
+    script = chat(
+        seeing, "/image", f"/audio {tmp_path}", f"/video {tmp_path / 'gone'} 3", "/camera", "", "/stats"
+    )
+    assert [line.startswith("error: ") for line in script.said] == [True] * 4 + [False]
+    assert script.answers == ""
+
+
+def test_a_chat_with_pictures_is_not_saved_without_them(seeing: Model, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    script = chat(
+        seeing, f"/image {EVAL / 'images' / 'img-012.png'}", "What does the text say?", f"/save {path}"
+    )
+    assert "pictures or clips" in script.said[-1]
+    assert not path.exists()
+
+
+def test_reset_drops_what_waits(seeing: Model) -> None:
+    script = chat(
+        seeing, f"/image {EVAL / 'images' / 'img-012.png'}", "/reset", "What is the capital of France?"
+    )
+    assert "Paris" in script.answers
