@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed while running, 2 usage or unusable input, 3 model d
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -158,9 +160,10 @@ def chat(
     ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
     adapter: AdapterOption = Adapter.none, json_schema: Schema = None, grammar: Grammar = None,
     grammar_file: GrammarFile = None, tools: Tools = None, reasoning: Think = Reasoning.show,
+    image: Images = None, audio: Audio = None, video: Video = None, frames: Frames = 8, camera: Camera = None,
     max_crops: MaxCrops = 36, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Talk. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves. Media go with the first message."""
     from pocketphi.runtime.repl import ChatSettings, Repl
 
     _log_to_stderr(verbose)
@@ -170,17 +173,14 @@ def chat(
         adapter,
     )
     offered = None if tools is None else _read(tools, _TOOLS_MAX_BYTES)
+    media = _media(image, audio, video, frames, camera, max_crops)
     with _open(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         console = _console()
         if sys.stdin.isatty():
             console.say(f"{loaded.bundle.name}, {loaded.bundle.recipe}. /help lists commands, Ctrl-D leaves.")
         try:
-            Repl(
-                loaded,
-                ChatSettings({**options, "tools": offered}, reasoning is Reasoning.show),
-                console,
-                system=system,
-            ).run()
+            settings = ChatSettings({**options, "tools": offered}, reasoning is Reasoning.show)
+            Repl(loaded, settings, console, system=system, media=media).run()
         finally:
             console.close()
 
@@ -200,7 +200,7 @@ def transcribe(
     """Write down what is said in audio files. Longer ones are cut in pauses; times are those of the passes."""
     from pocketphi.runtime import audio as audio_files
     from pocketphi.runtime import transcript
-    from pocketphi.runtime.files import write_text
+    from pocketphi.runtime.files import make_folder, write_text
     from pocketphi.runtime.sampler import Sampling
     from pocketphi.runtime.transcribe import Task
     from pocketphi.runtime.transcribe import transcribe as listen
@@ -208,9 +208,16 @@ def transcribe(
     _log_to_stderr(verbose)
     formats = transcript.parse_formats(file_format, to_files=out is not None)
     task = Task(translate, both, prompt)
+    stems = ["stdin" if name == "-" else Path(name).name for name in files]
+    if out is not None and len(set(stems)) < len(stems):
+        raise InputError("two of the files have the same name: their transcripts would be one")
+    if out is None and len(files) > 1 and formats[0] in ("srt", "vtt"):
+        raise InputError(f"{len(files)} files make {len(files)} {formats[0]} files: name a folder with -o")
+    if out is not None:
+        make_folder(out)
     options = _options(n, Sampling(temp, seed=None if seed < 0 else seed), Adapter.none)
     with _open(model, ctx_size, threads, gpu_layers, cache_type, max_crops=36) as loaded:
-        for name in files:
+        for name, stem in zip(files, stems, strict=True):
             clip = audio_files.load(sys.stdin.buffer if name == "-" else Path(name))
             segments = []
             for segment in listen(loaded, clip, task, options):
@@ -219,7 +226,6 @@ def transcribe(
                     typer.echo(transcript.write([segment], "txt"), nl=False)
             for one in formats:
                 if out is not None:
-                    stem = "stdin" if name == "-" else Path(name).name
                     write_text(out / f"{stem}.{one}", transcript.write(segments, one))
                 elif one != "txt":
                     typer.echo(transcript.write(segments, one), nl=False)
@@ -278,7 +284,14 @@ def convert(
 
 @app.command()
 def info(
-    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Model directory.")] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            envvar="POCKETPHI_MODEL",
+            help="Model directory [default: the built-in phi4-nano].",
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every file and compare its SHA-256.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -319,9 +332,8 @@ def bench(
     if as_json:
         typer.echo(_json([asdict(row) for row in rows]))
         return
-    typer.echo(report.bench_head())
-    for row in rows:
-        typer.echo(report.bench_line(row))
+    for i, row in enumerate(rows):
+        typer.echo(report.bench_line(row) if i else f"{report.bench_head()}\n{report.bench_line(row)}")
 
 
 # ------------------------------------------------------------------ between the flags and the library
@@ -357,13 +369,11 @@ def _media(
 
     found = [Media("image", path) for path in images or ()]
     if video is not None:
-        from pocketphi.runtime.hd import layout
-        from pocketphi.runtime.video import frames as frames_of
+        from pocketphi.runtime.video import as_media
 
-        pictures = frames_of(video, frames)
-        tokens = sum(layout(rgb.shape[1], rgb.shape[0], max_crops).n_tokens for rgb in pictures)
-        typer.echo(f"{video}: {len(pictures)} frames, {tokens} tokens (see --frames, --max-crops)", err=True)
-        found += [Media("image", rgb, f"{video}, frame {i}") for i, rgb in enumerate(pictures, 1)]
+        pictures, tokens = as_media(video, frames, max_crops)
+        typer.echo(f"{video}: {len(pictures)} frames, {tokens} tokens", err=True)
+        found += pictures
     if camera is not None:
         from pocketphi.runtime.video import camera as look
 
@@ -481,6 +491,7 @@ def _on_sigterm(_signal: int, _frame: object) -> None:
 
 def main() -> None:
     """A PocketPhiError becomes one line on stderr and its exit code. A traceback means a bug."""
+    _repair_streams()
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = app(standalone_mode=False)
@@ -492,12 +503,27 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter flushes again and complains
         raise SystemExit(1) from None
+    except OSError as exc:  # ours are PocketPhiErrors: this one is a standard stream's
+        if exc.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail(f"standard output: cannot be written: {exc.strerror}", 6)
     except Exception as exc:
         # Usage errors: Typer keeps its exception classes private, but not their method.
         if not hasattr(exc, "format_message"):
             raise
         _fail(f"{exc.format_message()} (see --help)", 2)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _repair_streams() -> None:
+    """A closed standard stream becomes /dev/null; a character the terminal lacks becomes a question mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  kept for life
+        elif mode == "w" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

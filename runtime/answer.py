@@ -116,7 +116,7 @@ class Answer(Iterator[TextEvent]):
 
     def _generate(self) -> Generator[TextEvent, None, None]:
         request = self._request
-        room = _ROOM if request.max_tokens is None else request.max_tokens
+        room = _ROOM if request.max_tokens is None else min(request.max_tokens, _ROOM)
         logits, self._cached = self._session.read(request.spans, adapter=request.adapter, reserve=room)
         self._prompt_ms = self._first_ms = (time.perf_counter() - self._started) * 1e3
         in_call = False

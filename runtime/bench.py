@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .engine import Model
+from .errors import InputError
 from .parts import BenchRow, Media, Message, Reply
 from .report import peak_rss
 from .sampler import Sampling
@@ -52,10 +53,13 @@ def run(
     """
     with open_model() as model:
         sampling = Sampling(grammar=_ENDLESS)
-        for case in cases(model):
-            if only is not None and only not in case.name:
-                continue
+        chosen = [case for case in cases(model) if only is None or only in case.name]
+        if not chosen:
+            raise InputError(f"no case has {str(only)[:40]!r} in its name")
+        for case in chosen:
             replies: list[Reply] = []
+            warm_up = Message("user", "Say x.", media=case.media)
+            model.chat([warm_up], max_tokens=2, sampling=sampling)  # loads what the case needs
             for _ in range(repetitions):
                 model.forget()
                 message = Message("user", case.text, media=case.media)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -133,9 +134,13 @@ def load(directory: Path) -> Bundle:
             resized file.
     """
     manifest = directory / MANIFEST
-    if not directory.is_dir():
+    try:
+        is_directory, has_manifest = directory.is_dir(), manifest.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        raise BundleError(f"{str(directory)[:100]!r}: cannot be opened as a model directory") from None
+    if not is_directory:
         raise BundleError(f"{directory}: no such model directory")
-    if not manifest.is_file():
+    if not has_manifest:
         raise BundleError(
             f"{directory}: not a model directory: it has no {MANIFEST}. Make one with `pocketphi convert`"
         )
@@ -195,7 +200,10 @@ class _Fields:
         return value
 
     def text(self, key: str) -> str:
-        return cast(str, self._get(key, str, "a string"))
+        value = cast(str, self._get(key, str, "a string"))
+        if not value.isprintable():
+            raise BundleError(f"{self.where}: field {key!r} holds control characters")
+        return value
 
     def text_or_none(self, key: str) -> str | None:
         return None if self._raw.get(key) is None else self.text(key)
@@ -207,7 +215,15 @@ class _Fields:
         return value
 
     def number(self, key: str) -> float:
-        return float(self._get(key, (int, float), "a number"))
+        """A finite number above 0: every one in a manifest is."""
+        value = self._get(key, (int, float), "a number")
+        try:
+            found = float(value)
+        except OverflowError:
+            found = math.inf
+        if not 0 < found < math.inf:
+            raise BundleError(f"{self.where}: field {key!r} is {str(value)[:60]}, expected a number above 0")
+        return found
 
     def flag(self, key: str) -> bool:
         return cast(bool, self._get(key, bool, "true or false"))
@@ -219,8 +235,8 @@ class _Fields:
         if self._raw.get(key) is None:
             return None
         values = self.array(key)
-        if not all(isinstance(v, (int, float)) for v in values):
-            raise BundleError(f"{self.where}: field {key!r} holds something that is not a number")
+        if not all(isinstance(v, (int, float)) and 0 < v < 1e30 for v in values):
+            raise BundleError(f"{self.where}: field {key!r} holds something that is not a number above 0")
         return tuple(float(v) for v in values)
 
     def fields(self, key: str) -> _Fields:
@@ -240,16 +256,10 @@ class _Fields:
     def file(self, key: str) -> str:
         value = self.text(key)
         pure = PurePosixPath(value)
-        if (
-            not value
-            or pure.is_absolute()
-            or ".." in pure.parts
-            or "\\" in value
-            or ":" in value
-            or "\0" in value
-        ):
+        strange = any(c in value for c in "\\:") or not value or len(value) > 255
+        if strange or pure.is_absolute() or ".." in pure.parts:
             raise BundleError(
-                f"{self.where}: field {key!r} is {value!r}, expected a path inside the directory"
+                f"{self.where}: field {key!r} is {value[:60]!r}, expected a path inside the directory"
             )
         return value
 
@@ -271,6 +281,9 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         graphs = one.fields("graphs")
         encoders[name] = EncoderInfo({g: graphs.file(g) for g in ENCODER_GRAPHS[name]}, one.text("quant"))
     text = _parse_text(top.fields("text"))
+    merged = top.text_or_none("merged")
+    if merged is not None and merged not in ADAPTER_NAMES:
+        raise BundleError(f"{top.where}: field 'merged' is {merged!r}, expected {' or '.join(ADAPTER_NAMES)}")
     stop_ids = tuple(top.array("stop_ids"))
     if not stop_ids or not all(type(i) is int and 0 <= i < text.vocab_size for i in stop_ids):
         raise BundleError(f"{top.where}: field 'stop_ids' must list ids below {text.vocab_size}")
@@ -290,7 +303,7 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         decoder=top.file("decoder"),
         recipe=top.text("recipe"),
         quant={k: str(v) for k, v in top.fields("quant").items()},
-        merged=top.text_or_none("merged"),
+        merged=merged,
         adapters=adapters,
         tokenizer=top.file("tokenizer"),
         source=Source(source.text("name"), source.text_or_none("revision"), source.text("fingerprint")),

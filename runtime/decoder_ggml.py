@@ -9,10 +9,9 @@ on the same loaded weights. Which one a sequence needs is the session's to say.
 from __future__ import annotations
 
 import ctypes
-import logging
+import math
 import os
-import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ import llama_cpp
 import numpy as np
 
 from .errors import BundleError, InputError, KernelError
+from .ggml_log import ENGINE_LOG
 from .parts import EmbedSpan, Float32, Span
 from .spec import RopeTable, TextSpec
-
-_log = logging.getLogger(__name__)
+from .threads import default_threads
 
 _CELLS = 256  # llama.cpp rounds a context's size up to a multiple of this
 _BATCH = 512  # tokens in one forward pass; llama.cpp's default
@@ -46,44 +45,22 @@ class GgmlOptions:
     kv_type: str = "f16"
 
 
-_LOG_ERROR = 4  # enum ggml_log_level
-
-
-class _EngineLog:
-    """llama.cpp's log, for whoever listens at level DEBUG; its first error line explains a failed call."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.callback = llama_cpp.llama_log_callback(self._receive)  # C keeps the pointer: so do we
-
-    def forget(self) -> None:
-        """Before a call whose failure `reason` is to explain; later errors only say that it failed."""
-        self.reason = ""
-
-    def _receive(self, level: int, text: bytes, _user_data: object) -> None:
-        line = " ".join(text.decode("utf-8", "replace").split())
-        if level == _LOG_ERROR and line and not self.reason:
-            self.reason = line
-        if line:
-            _log.debug("%s", line)
-
-
-_ENGINE_LOG = _EngineLog()  # llama.cpp has one log callback for the whole process
-llama_cpp.llama_log_set(_ENGINE_LOG.callback, ctypes.c_void_p(0))
-
-
 class GgmlDecoder:
     """See `decoder.Decoder`."""
 
     def __init__(
-        self, model_path: Path, spec: TextSpec, adapters: Mapping[str, Path], options: GgmlOptions
+        self,
+        model_path: Path,
+        spec: TextSpec,
+        adapters: Mapping[str, tuple[Path, float]],
+        options: GgmlOptions,
     ) -> None:
         """Load the weights; contexts and adapters come when they are first needed.
 
         Args:
             model_path: the backbone GGUF.
             spec: what the bundle says the model is; checked against the file.
-            adapters: LoRA GGUFs by name.
+            adapters: by name, the LoRA GGUF and its alpha; checked against the file.
             options: threads, GPU layers and the KV type.
 
         Raises:
@@ -93,7 +70,9 @@ class GgmlDecoder:
         self._model: Any = None
         self._context: Any = None
         self._check(options)
-        self._spec, self._paths, self._options = spec, dict(adapters), options
+        self._spec, self._options = spec, options
+        self._paths = {name: path for name, (path, _) in adapters.items()}
+        self._alphas = {name: alpha for name, (_, alpha) in adapters.items()}
         self._loras: dict[str, Any] = {}
         self._adapter: str | None = None
         self._table: RopeTable = "short"
@@ -199,7 +178,7 @@ class GgmlDecoder:
         """See `decoder.Decoder.save_state`."""
         size = llama_cpp.llama_state_seq_get_size(self._context, 0)
         buffer = (ctypes.c_uint8 * size)()
-        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, 0)
+        written = self._call(llama_cpp.llama_state_seq_get_data, self._context, buffer, size, 0)
         if written == 0:
             raise KernelError("llama.cpp could not save the cache")
         return bytes(memoryview(buffer)[:written])
@@ -208,7 +187,7 @@ class GgmlDecoder:
         """See `decoder.Decoder.load_state`."""
         self.rewind(0)
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        done = llama_cpp.llama_state_seq_set_data(self._context, buffer, len(state), 0)
+        done = self._call(llama_cpp.llama_state_seq_set_data, self._context, buffer, len(state), 0)
         memory = llama_cpp.llama_get_memory(self._context)
         if done == 0 or llama_cpp.llama_memory_seq_pos_max(memory, 0) != length - 1:
             self.rewind(0)
@@ -239,10 +218,10 @@ class GgmlDecoder:
     def _load(self, path: Path) -> Any:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = self._options.n_gpu_layers
-        _ENGINE_LOG.forget()
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        ENGINE_LOG.forget()
+        model = self._call(llama_cpp.llama_model_load_from_file, os.fsencode(path), params)
         if not model:
-            raise BundleError(f"{path}: llama.cpp cannot load it: {_ENGINE_LOG.reason}")
+            raise BundleError(f"{path}: llama.cpp cannot load it: {ENGINE_LOG.reason}")
         return model
 
     def _compare(self, path: Path) -> None:
@@ -253,10 +232,30 @@ class GgmlDecoder:
             "n_kv_heads": llama_cpp.llama_model_n_head_kv(self._model),
             "vocab_size": llama_cpp.llama_vocab_n_tokens(self.vocab),
         }
+        wanted = {name: getattr(self._spec, name) for name in found}
+        rope = self._spec.rope
+        described = {
+            "feed_forward_length": self._spec.d_ff,
+            "attention.layer_norm_rms_epsilon": self._spec.rms_eps,
+            "rope.dimension_count": rope.dims,
+            "rope.freq_base": rope.theta,
+        }
+        if rope.is_long_rope:
+            described["rope.scaling.original_context_length"] = rope.original_context
+            described["rope.scaling.attn_factor"] = rope.attention_factor
+        for name, value in described.items():
+            found[name], wanted[name] = self._metadata(f"phi3.{name}"), value
         for name, value in found.items():
-            if value != getattr(self._spec, name):
+            if not abs(value - wanted[name]) <= 1e-6 * abs(wanted[name]):  # float32 in the file; NaN: missing
                 self.close()
-                raise BundleError(f"{path}: has {name} {value}, bundle.json says {getattr(self._spec, name)}")
+                raise BundleError(f"{path}: has {name} {value:g}, bundle.json says {wanted[name]:g}")
+
+    def _metadata(self, key: str) -> float:
+        """A number from the model's metadata; NaN when there is none."""
+        text = ctypes.create_string_buffer(64)
+        if llama_cpp.llama_model_meta_val_str(self._model, key.encode(), text, len(text)) < 0:
+            return math.nan
+        return _number(text.value)
 
     def _new_context(self, table: RopeTable, capacity: int) -> None:
         """Replace the context with an empty one of `table` for at least `capacity` tokens."""
@@ -273,13 +272,14 @@ class GgmlDecoder:
             llama_cpp.llama_free(self._context)
             self._context = None
         self._length = self._capacity = 0
-        _ENGINE_LOG.forget()
-        self._context = llama_cpp.llama_init_from_model(self._model, self._context_params(size))
+        ENGINE_LOG.forget()
+        params = self._context_params(size)
+        self._context = self._call(llama_cpp.llama_init_from_model, self._model, params)
         if not self._context:
             gib = size * self._spec.kv_values_per_token * _KV_BYTES[self._options.kv_type] / 2**30
             raise KernelError(
                 f"llama.cpp could not make a context of {size} tokens (its cache takes {gib:.1f} GiB): "
-                f"{_ENGINE_LOG.reason}"
+                f"{ENGINE_LOG.reason}"
             )
         llama_cpp.llama_set_abort_callback(self._context, self._abort_callback, ctypes.c_void_p(_ABORT))
         self._table, self._capacity, self._adapter = table, size, None
@@ -305,10 +305,11 @@ class GgmlDecoder:
         if name in self._loras:
             return
         path = self._paths[name]
-        _ENGINE_LOG.forget()
-        lora = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+        ENGINE_LOG.forget()
+        lora = self._call(llama_cpp.llama_adapter_lora_init, self._model, os.fsencode(path))
         if not lora:
-            raise BundleError(f"{path}: llama.cpp cannot load this adapter: {_ENGINE_LOG.reason}")
+            raise BundleError(f"{path}: llama.cpp cannot load this adapter: {ENGINE_LOG.reason}")
+        self._compare_adapter(name, lora)
         self._loras[name] = lora
         logits = []
         for adapter in (None, name):
@@ -320,6 +321,15 @@ class GgmlDecoder:
             del self._loras[name]
             raise KernelError(f"{path}: the {name} adapter was loaded but does not change the logits")
 
+    def _compare_adapter(self, name: str, lora: Any) -> None:
+        text = ctypes.create_string_buffer(64)
+        llama_cpp.llama_adapter_meta_val_str(lora, b"adapter.lora.alpha", text, len(text))
+        alpha, wanted = _number(text.value), self._alphas.get(name, math.nan)
+        if not abs(alpha - wanted) <= 1e-6 * abs(wanted):
+            raise BundleError(
+                f"{self._paths[name]}: has alpha {alpha:g}, bundle.json says {wanted:g} for {name}"
+            )
+
     def _set_adapter(self, name: str | None) -> None:
         wanted = [] if name is None else [self._loras[name]]
         loras: Any = (llama_cpp.llama_adapter_lora_p_ctypes * len(wanted))(*wanted)
@@ -328,10 +338,35 @@ class GgmlDecoder:
             raise KernelError(f"llama.cpp could not set adapter {name or 'none'}")
         self._adapter = name
 
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run C code on the worker thread, where no Python signal handler can cut into its callbacks.
+
+        An interrupt asks a decode to stop; whatever runs is waited for before the interrupt goes on.
+        """
+        future = self._worker.submit(function, *arguments)
+        interrupt: BaseException | None = None
+        try:
+            while True:
+                try:
+                    found = future.result()
+                    break
+                except BaseException as exc:
+                    if future.done():
+                        raise
+                    interrupt = exc
+                    self._abort.add(_ABORT)
+        finally:
+            self._abort.clear()
+        if interrupt is not None:
+            raise interrupt
+        return found
+
     def _logits(self) -> Float32:
         """A copy of the logits after the last row: the engine's own are overwritten by the next pass."""
         row: Any = llama_cpp.llama_get_logits_ith(self._context, -1)
         found: Float32 = np.ctypeslib.as_array(row, (self._spec.vocab_size,)).copy()
+        if not np.isfinite(found).all():
+            raise KernelError("llama.cpp gave logits that are not finite: weights or adapter are damaged")
         return found
 
     def _decode(self, rows: Any) -> None:
@@ -342,33 +377,17 @@ class GgmlDecoder:
             batch.token = rows.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
         else:
             batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        _ENGINE_LOG.forget()
-        future = self._worker.submit(llama_cpp.llama_decode, self._context, batch)
-        try:
-            status = future.result()
-        except BaseException:  # KeyboardInterrupt, while C is at work
-            self._abort.add(_ABORT)
-            future.result()
-            self._abort.clear()
-            raise
+        ENGINE_LOG.forget()
+        status = self._call(llama_cpp.llama_decode, self._context, batch)
         if status != 0:
             raise KernelError(
-                f"llama.cpp could not decode {len(rows)} tokens: status {status}, {_ENGINE_LOG.reason}"
+                f"llama.cpp could not decode {len(rows)} tokens: status {status}, {ENGINE_LOG.reason}"
             )
         self._length += len(rows)
 
 
-def default_threads() -> int:
-    """Physical cores among the processors that this process may use; at least 1.
-
-    Two hyper-threads of one core share its vector units, so a second thread there only adds waiting.
-    """
+def _number(raw: bytes) -> float:
     try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # not on this system
-        return max(1, (os.cpu_count() or 2) // (1 if platform.machine() == "arm64" else 2))
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
-    return max(1, len(cores))
+        return float(raw)
+    except ValueError:
+        return math.nan

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from . import bundle as bundles
 from .answer import Answer, Request
-from .decoder_ggml import GgmlDecoder, GgmlOptions, default_threads
+from .decoder_ggml import GgmlDecoder, GgmlOptions
 from .embeddings import spans
 from .errors import InputError
 from .hd import MAX_CROPS
@@ -26,6 +26,7 @@ from .sampler_ggml import GgmlSampler
 from .session import Session
 from .spec import AdapterName
 from .stream import TextStream
+from .threads import default_threads
 from .tokenizer import Tokenizer
 from .tools import parse_tools
 
@@ -99,7 +100,7 @@ class Model:
         self._decoder = GgmlDecoder(
             self.bundle.path(self.bundle.decoder),
             text,
-            {name: self.bundle.path(a.file) for name, a in self.bundle.adapters.items()},
+            {name: (self.bundle.path(a.file), a.alpha) for name, a in self.bundle.adapters.items()},
             GgmlOptions(n_threads, n_gpu_layers, kv_type),
         )
         if not 1 <= max_crops <= MAX_CROPS:

@@ -9,8 +9,6 @@ Where OpenCV differs it is followed: CMYK in JPEG by 1 of 255, and a TIFF's colo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from .hd import CROP_PIXELS, MAX_CROPS, Layout, layout
 from .image_header import FORMATS, Header, HeaderError, read_header
 from .parts import Float32
 from .resample import bilinear, shrink_bicubic
+from .stderr_capture import captured_stderr
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -135,11 +134,15 @@ def _read(path: Path, where: str) -> bytes:
 
 
 def _decode(data: bytes, header: Header, where: str) -> UInt8:
+    damage = ""
     try:
-        with _silent():
+        with captured_stderr() as said:  # OpenCV's and the codecs' complaints
             made = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        damage = next((line for line in said.text.splitlines() if "Corrupt JPEG data: premature" in line), "")
     except (cv2.error, MemoryError):
         made = None
+    if damage:  # libjpeg fills up with grey; the reference refuses such a file
+        raise InputError(f"{where}: is damaged: {' '.join(damage.split())}")
     if made is None:
         raise InputError(
             f"{where}: cannot be decoded: the {header.format} file is damaged or of an unknown kind"
@@ -151,15 +154,3 @@ def _decode(data: bytes, header: Header, where: str) -> UInt8:
             f"it holds {made.shape[1]} × {made.shape[0]}"
         )
     return np.ascontiguousarray(made)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """OpenCV writes no log lines meanwhile: what fails is told in one line by the error raised here."""
-    log = cv2.utils.logging
-    level = log.getLogLevel()
-    log.setLogLevel(log.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        log.setLogLevel(level)

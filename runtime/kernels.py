@@ -64,7 +64,8 @@ def variants(kernel: str) -> tuple[str, ...]:
     lib = _library()
     found = _names(lambda i: lib.pk_variant(kernel.encode(), i))
     if not found:
-        raise KernelError(f"kernel {kernel!r} is not in {library_path().name}, expected 'logmel'")
+        known = "'logmel' or 'quantize'"
+        raise KernelError(f"kernel {kernel!r} is not in {library_path().name}, expected {known}")
     return found
 
 
@@ -137,15 +138,17 @@ def _library() -> ctypes.CDLL:
         raise KernelError(f"{path} is missing: the package was built without its native library")
     try:
         lib = ctypes.CDLL(str(path))
-        _declare(lib)
+        found = lib.pk_abi()  # before the rest, some of which another ABI may lack
+        if found == ABI:
+            _declare(lib)
     except (OSError, AttributeError) as exc:  # not a library at all; not ours: a symbol is missing
         raise KernelError(f"{path} cannot be loaded: {str(exc).splitlines()[0]}") from None
-    if lib.pk_abi() != ABI:
-        raise KernelError(f"{path} has ABI {lib.pk_abi()}, expected {ABI}: reinstall pocketphi")
+    if found != ABI:
+        raise KernelError(f"{path} has ABI {found}, expected {ABI}: reinstall pocketphi")
     if lib.pk_check_mask():
         known = ", ".join(_names(lib.pk_known_feature))
-        found = os.environ.get("POCKETPHI_CPU_MASK", "")
-        raise KernelError(f"POCKETPHI_CPU_MASK is {found!r}, expected 'none' or names from: {known}")
+        mask = os.environ.get("POCKETPHI_CPU_MASK", "")
+        raise KernelError(f"POCKETPHI_CPU_MASK is {mask!r}, expected 'none' or names from: {known}")
     return lib
 
 
@@ -161,6 +164,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         "pk_known_feature": (text, [size]),
         "pk_variant": (text, [text, size]),
         "pk_logmel": (integer, [pointer, size, pointer, size, ctypes.c_uint, text]),
+        "pk_quantize": (integer, [pointer, size, pointer, size, integer, text]),  # called by the converter
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)

@@ -70,11 +70,12 @@ class MediaEncoder:
     def _embed_image(self, media: Media) -> EmbedSpan:
         encoder = self._vision_encoder()
         where = media.name or None
+        max_crops = min(self._max_crops, media.max_crops or self._max_crops)
         if isinstance(media.source, (Path, bytes)):
-            rgb = image.load(media.source, max_crops=self._max_crops, where=where)
+            rgb = image.load(media.source, max_crops=max_crops, where=where)
         else:
             rgb = cast(RGB, media.source)
-        prepared = image.prepare(rgb, self._max_crops, where=where or _name(media))
+        prepared = image.prepare(rgb, max_crops, where=where or _name(media))
         return self._cached(prepared.key, lambda: encoder.encode(prepared))
 
     def _embed_clip(self, media: Media, projector: AudioProjector) -> EmbedSpan:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,4 +112,5 @@ def _names(names: Mapping[str, int] | list[str]) -> str:
 
 
 def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]
+    """Without the place in ONNX Runtime's own sources, which helps nobody."""
+    return " ".join(re.sub(r"/onnxruntime_src/\S+ ", "", str(exc)).split())[:300]

@@ -38,6 +38,7 @@ class Media:
     kind: MediaKind
     source: Path | bytes | RGB | Waveform
     name: str = ""  # for messages about it; a file names itself
+    max_crops: int | None = None  # of this picture; None: the model's setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 from .engine import ChatOptions, Model
 from .errors import InputError, PocketPhiError
-from .files import write_text
+from .files import check_file, read_text, write_text
 from .parts import Media, MediaKind, Message, Reply, Role, ToolCall
 
 FORMAT = "pocketphi-chat"
@@ -57,7 +57,13 @@ class Repl:
     """One chat. `run` returns when the person leaves."""
 
     def __init__(
-        self, model: Model, settings: ChatSettings, terminal: Terminal, *, system: str | None
+        self,
+        model: Model,
+        settings: ChatSettings,
+        terminal: Terminal,
+        *,
+        system: str | None,
+        media: Sequence[Media] = (),
     ) -> None:
         """
         Args:
@@ -65,11 +71,12 @@ class Repl:
             settings: sampling, tools, and whether reasoning is shown.
             terminal: reads and writes.
             system: the system prompt to begin with.
+            media: pictures and clips for the first message.
         """
         self._model, self._settings, self._terminal = model, settings, terminal
         self._system = system
         self._turns: list[Message] = []
-        self._waiting: list[Media] = []  # for the next message
+        self._waiting: list[Media] = list(media)  # for the next message
         self._last: Reply | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: terminal.say(HELP),
@@ -110,8 +117,9 @@ class Repl:
                 raise InputError(f"no command {name[:40]!r}: /help lists them")
             self._commands[name](rest.strip())
             return
-        media, self._waiting = tuple(self._waiting), []
+        media = tuple(self._waiting)
         self._answer(Message("user", text, media=media))
+        self._waiting = []  # kept for another try where the message could not be used
 
     def _answer(self, message: Message) -> None:
         reply = self._turn(message)
@@ -181,19 +189,19 @@ class Repl:
         self._terminal.say(f"(with the next message: {names})")
 
     def _file(self, kind: MediaKind, name: str) -> Media:
-        path = Path(name).expanduser()
-        if not name or not path.is_file():
-            raise InputError(f"/{kind} needs a file, and {name or 'nothing'!r} is none")
+        path = _path(name, f"/{kind}")
+        check_file(path)
         return Media(kind, path, str(path))
 
     def _video(self, rest: str) -> None:
-        from .video import frames
+        from .video import as_media
 
         name, _, count = rest.rpartition(" ")
-        if not count.isdigit() or not name:
+        if not (count.isascii() and count.isdecimal() and name):
             name, count = rest, str(_FRAMES)
-        found = frames(Path(name).expanduser(), int(count))
-        self._attach([Media("image", rgb, f"{name}, frame {i}") for i, rgb in enumerate(found, 1)])
+        media, tokens = as_media(_path(name, "/video"), int(count[:9]))
+        self._terminal.say(f"({len(media)} frames, {tokens} tokens)")
+        self._attach(media)
 
     def _camera(self) -> None:
         from .video import camera
@@ -213,14 +221,14 @@ class Repl:
         say, last = self._terminal.say, self._last
         used, limit = self._model.context_used, self._model.context_limit
         say(f"context {used} of {limit} tokens, {len(self._turns)} turns")
+        say(f"in memory: {', '.join(('backbone', *self._model.resident))}")
         if last is not None:
             t, u = last.timings, last.usage
             say(f"last prompt {u.prompt_tokens} tokens, {u.cached_tokens} of them from the cache")
             say(f"read {t.prompt_per_second:.1f} tokens/s, wrote {t.predicted_per_second:.1f} tokens/s")
 
     def _save(self, name: str) -> None:
-        if not name:
-            raise InputError("/save needs a file name")
+        path = _path(name, "/save")
         if any(t.media for t in self._turns):
             raise InputError("this conversation holds pictures or clips, which a saved chat cannot")
         turns = [
@@ -238,14 +246,22 @@ class Repl:
             "model": self._model.bundle.name,
             "system": self._system,
         }
-        write_text(Path(name), json.dumps(saved | {"messages": turns}, ensure_ascii=False, indent=1) + "\n")
+        write_text(path, json.dumps(saved | {"messages": turns}, ensure_ascii=False, indent=1) + "\n")
         self._terminal.say(f"(saved {len(turns)} turns to {name})")
 
     def _load(self, name: str) -> None:
-        if not name:
-            raise InputError("/load needs a file name")
-        self._system, self._turns = read_chat(Path(name))
+        self._system, self._turns = read_chat(_path(name, "/load"))
         self._terminal.say(f"(loaded {len(self._turns)} turns)")
+
+
+def _path(name: str, command: str) -> Path:
+    """A file name as typed, `~` included."""
+    if not name:
+        raise InputError(f"{command} needs a file name")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user
+        return Path(name)
 
 
 def read_chat(path: Path) -> tuple[str | None, list[Message]]:
@@ -254,14 +270,11 @@ def read_chat(path: Path) -> tuple[str | None, list[Message]]:
     Raises:
         InputError: no such file, or not one of ours.
     """
+    text = read_text(path, max_bytes=_SAVED_MAX_BYTES)
     try:
-        if path.stat().st_size > _SAVED_MAX_BYTES:
-            raise InputError(f"{path}: too large for a saved chat")
-        raw = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(
-            f"{path}: cannot be read as a saved chat: {' '.join(str(exc).split())[:200]}"
-        ) from None
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"{path}: is not JSON: {' '.join(str(exc).split())[:200]}") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
         raise InputError(f"{path}: is not a {FORMAT} file of version {VERSION}")
     system, messages = raw.get("system"), raw.get("messages")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import secrets
 from typing import Any
 
@@ -12,6 +13,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from . import json_schema
 from .errors import InputError
 from .parts import Float32, Int32
 from .sampler import Sampling
@@ -19,6 +21,8 @@ from .stderr_capture import captured_stderr
 
 _PENALTY_WINDOW = 64  # tokens, llama.cpp's default
 _GRAMMAR_MAX_CHARS = 1 << 20
+_GRAMMAR_MAX_NESTING = 256  # llama.cpp's parser recurses: 20,000 overflow its stack
+_NOT_BRACKETS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
 # llama_token_data: the id, its logit, its probability.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -35,9 +39,9 @@ def schema_to_grammar(schema: str) -> str:
         parsed = json.loads(schema)
         if not isinstance(parsed, dict):
             raise InputError("JSON schema: expected a JSON object")
-        if (
-            "$ref" in parsed
-        ):  # the converter does not look into "$defs" beside a "$ref": say the same in allOf
+        json_schema.check(parsed)
+        # The converter does not look into "$defs" beside a "$ref": say the same in allOf.
+        if "$ref" in parsed:
             parsed = {k: v for k, v in parsed.items() if k != "$ref"} | {"allOf": [{"$ref": parsed["$ref"]}]}
         return str(json_schema_to_gbnf(json.dumps(parsed)))
     except InputError:
@@ -97,6 +101,8 @@ class GgmlSampler:
         array = _as_array(c)
         if filtered:
             llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            if not np.isfinite(c["logit"]).any():
+                raise InputError("grammar: none of this model's tokens can go on from here")
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
@@ -121,12 +127,23 @@ def _grammar_sampler(sampling: Sampling, vocab: Any) -> Any:
         return None
     if not grammar.strip() or len(grammar) > _GRAMMAR_MAX_CHARS or "\0" in grammar:
         raise InputError(f"grammar: expected GBNF of 1 to {_GRAMMAR_MAX_CHARS} characters without NUL")
+    if _nesting(grammar) > _GRAMMAR_MAX_NESTING:
+        raise InputError(f"grammar: brackets are nested deeper than {_GRAMMAR_MAX_NESTING}")
     with captured_stderr() as said:  # the parser's complaints go there
         sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
     if not sampler:
         reason = " ".join(said.text.split())[:200] or "is not GBNF with a rule named root"
         raise InputError(f"grammar: {reason}")
     return sampler
+
+
+def _nesting(grammar: str) -> int:
+    """How deep the brackets of a grammar go, those in literals, classes and comments apart."""
+    depth = deepest = 0
+    for char in _NOT_BRACKETS.sub("", grammar):
+        depth += (char == "(") - (char == ")")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _chain(sampling: Sampling, vocab_size: int) -> Any:

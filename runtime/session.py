@@ -74,7 +74,7 @@ class Session:
             raise InputError(f"the prompt has {total} tokens, the context holds {self._limit} (see -c)")
         kept = 0
         if self._fits(total, adapter):
-            kept = min(_common_prefix(self._marks, marks), total - 1)
+            kept = min(_common_prefix(self._marks, marks), total - 1, self._decoder.length)
             self._decoder.rewind(kept)
             self._reserve(total, total + reserve)
         else:
@@ -137,7 +137,9 @@ class Session:
     def _reserve(self, needed: int, wanted: int) -> None:
         """Room for `needed` tokens; when more has to be made, for `wanted` as far as table and limit go."""
         if needed > self._decoder.capacity:
+            self._open = False  # until it is done: a cache half copied is no cache
             self._decoder.grow(self._bounded(needed, wanted))
+            self._open = True
 
     def _bounded(self, needed: int, wanted: int) -> int:
         rope = self._decoder.spec.rope

@@ -13,9 +13,6 @@ from .parts import Media, Message
 from .segments import cut
 from .transcript import Segment
 
-LANGUAGES = ("English", "Chinese", "German", "French", "Italian", "Japanese", "Spanish", "Portuguese")
-"""What the multimodal model was trained to hear."""
-
 _TRANSCRIBE = "Transcribe the audio clip into text."
 _TRANSLATE = "Translate the audio to {language}."
 _BOTH = (
@@ -34,6 +31,10 @@ class Task:
     prompt: str | None = None  # instead of the model card's
 
     def __post_init__(self) -> None:
+        if self.translate is not None and not self.translate.strip():
+            raise InputError("the language to translate to is empty")
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError("the prompt is empty")
         if self.both and self.translate is None:
             raise InputError("transcript and translation together need a language to translate to")
         if self.prompt is not None and (self.both or self.translate is not None):

@@ -12,11 +12,15 @@ import cv2
 import numpy as np
 
 from .errors import InputError
-from .parts import RGB
+from .files import check_file
+from .hd import MAX_CROPS, layout
+from .parts import RGB, Media
 from .stderr_capture import captured_stderr
 
 MAX_FRAMES = 64
+TOKEN_BUDGET = 3584  # of one video: with 512 tokens of text below 4,096, where the long RoPE table begins
 _MAX_PIXELS = 100_000_000
+_MAX_CAMERAS = 100
 _WARM_UP_FRAMES = 5  # a camera's first frames are taken before its exposure has settled
 
 
@@ -35,8 +39,7 @@ def frames(path: Path, count: int) -> list[RGB]:
     """
     if not 1 <= count <= MAX_FRAMES:
         raise InputError(f"frames is {count}, expected 1 to {MAX_FRAMES}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such video file")
+    check_file(path)
     with _opened(str(path), f"{path}") as video:
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         if total < 1:
@@ -44,7 +47,9 @@ def frames(path: Path, count: int) -> list[RGB]:
         wanted = {int((i + 0.5) * total / count) for i in range(count)}
         found = []
         for at in range(max(wanted) + 1):
-            if not video.grab():
+            with captured_stderr():
+                good = video.grab()
+            if not good:
                 break
             if at in wanted:
                 found.append(_retrieve(video, str(path)))
@@ -53,15 +58,46 @@ def frames(path: Path, count: int) -> list[RGB]:
     return found
 
 
+def as_media(path: Path, count: int, max_crops: int = MAX_CROPS) -> tuple[list[Media], int]:
+    """Frames as pictures for one message, cut so that together they stay within the budget.
+
+    The budget is `TOKEN_BUDGET`, which leaves a video within the short RoPE table; every frame gets as many
+    crops as it allows, and one at least.
+
+    Returns:
+        the pictures, and how many tokens they take together.
+
+    Raises:
+        InputError: as `frames`.
+    """
+    pictures = frames(path, count)
+    height, width = pictures[0].shape[:2]
+    fits = [
+        n for n in range(1, max_crops + 1) if count_tokens(width, height, n) * len(pictures) <= TOKEN_BUDGET
+    ]
+    crops = max(fits, default=1)
+    media = [Media("image", rgb, f"{path}, frame {i}", crops) for i, rgb in enumerate(pictures, 1)]
+    return media, count_tokens(width, height, crops) * len(pictures)
+
+
+def count_tokens(width: int, height: int, max_crops: int) -> int:
+    """Positions of a picture in the prompt."""
+    return layout(width, height, max_crops).n_tokens
+
+
 def camera(index: int = 0) -> RGB:
     """One frame of a camera.
 
     Raises:
         InputError: there is no such camera, or it gives no picture.
     """
+    if not 0 <= index < _MAX_CAMERAS:
+        raise InputError(f"camera {index}: expected 0 to {_MAX_CAMERAS - 1}")
     with _opened(index, f"camera {index}") as device:
         for _ in range(_WARM_UP_FRAMES):
-            if not device.grab():
+            with captured_stderr():
+                good = device.grab()
+            if not good:
                 raise InputError(f"camera {index}: gives no picture")
         return _retrieve(device, f"camera {index}")
 
@@ -84,7 +120,8 @@ def _opened(source: str | int, where: str) -> Iterator[Any]:
 
 
 def _retrieve(video: Any, where: str) -> RGB:
-    good, frame = video.retrieve()
+    with captured_stderr():
+        good, frame = video.retrieve()
     if not good or frame is None or frame.ndim != 3:
         raise InputError(f"{where}: a frame cannot be decoded")
     rgb: RGB = np.ascontiguousarray(frame[:, :, ::-1], np.uint8)

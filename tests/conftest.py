@@ -63,7 +63,7 @@ def open_decoder(bundle: Bundle, kv_type: str = "f32") -> GgmlDecoder:
     return GgmlDecoder(
         bundle.path(bundle.decoder),
         bundle.text,
-        {name: bundle.path(a.file) for name, a in bundle.adapters.items()},
+        {name: (bundle.path(a.file), a.alpha) for name, a in bundle.adapters.items()},
         GgmlOptions(n_threads=2, kv_type=kv_type),
     )
 

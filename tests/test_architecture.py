@@ -12,20 +12,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Low to high. A runtime module imports only from rows above its own, never from its own row.
 LAYERS = (
-    {"errors", "parts", "spec", "stderr_capture"},
+    {"errors", "parts", "spec", "stderr_capture", "threads", "ggml_log"},
+    {"files", "hd"},
     {
         "kernels",
         "bundle",
         "router",
         "sampler",
         "tools",
-        "files",
         "terminal",
         "progress",
         "decoder",
         "messages",
+        "json_schema",
     },
-    {"hd", "image_header", "resample", "onnx_session", "audio", "video", "segments", "transcript"},
+    {"image_header", "resample", "onnx_session", "audio", "video", "segments", "transcript"},
     {"prompt", "logmel", "image", "speech_encoder", "session", "decoder_ggml", "sampler_ggml", "report"},
     {"tokenizer", "vision_encoder"},
     {"stream", "embeddings", "media"},
@@ -34,9 +35,9 @@ LAYERS = (
     {"repl", "transcribe", "bench"},
 )
 ONLY = {  # package -> the runtime modules that may import it
-    "llama_cpp": {"decoder_ggml", "sampler_ggml"},
+    "llama_cpp": {"decoder_ggml", "sampler_ggml", "ggml_log"},
     "tokenizers": {"tokenizer"},
-    "ctypes": {"kernels", "decoder_ggml", "sampler_ggml"},
+    "ctypes": {"kernels", "decoder_ggml", "sampler_ggml", "ggml_log"},
     "rich": {"progress"},
     "readline": {"terminal"},
     "onnxruntime": {"onnx_session"},

@@ -224,6 +224,12 @@ USAGE = [
     (["run", "-p", "x", "--audio", "/nowhere.wav"], "/nowhere.wav"),
     (["run", "-p", "x", "--video", "/nowhere.mp4"], "/nowhere.mp4"),
     (["run", "-p", "x", "--camera", "99"], "camera 99"),
+    (["run", "-p", "x", "--camera", "-1"], "camera -1"),
+    (["run", "-p", "x", "--camera", "99999999999"], "camera 99999999999"),
+    (["run", "-p", "x", "--video", "x" * 5000], "cannot be opened"),
+    (["run", "-p", "x", "-j", '{"type": "integer", "minimum": 5}'], "minimum"),
+    (["bench", "--only", "nothing"], "no case"),
+    (["transcribe", "x", "--translate", " "], "empty"),
     (["run", "-p", "x", "--max-crops", "0"], "max crops"),
     (["run", "-p", "-", "--audio", "-"], "standard input"),
     (["transcribe", "/nowhere.wav"], "/nowhere.wav"),
@@ -314,6 +320,49 @@ def test_a_reader_that_leaves_is_not_an_error_message(env: dict[str, str]) -> No
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=30) != 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_standard_stream_is_no_crash(closed: str, env: dict[str, str]) -> None:
+    import shlex
+
+    line = shlex.join([*CALL, "run", "-p", "How do you spell tea?"])
+    done = subprocess.run(
+        f"{line} {closed}", shell=True, capture_output=True, env=env, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert done.stdout == (b"" if closed == ">&-" else b"T-E-A.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_standard_output_is_one_line(env: dict[str, str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        for args in (["run", "-p", "How do you spell tea?", "--json"], ["info"]):
+            done = subprocess.run(
+                [*CALL, *args], stdout=full, stderr=subprocess.PIPE, env=env, timeout=60, check=False
+            )
+            assert done.returncode == 6
+            assert done.stderr.count(b"\n") == 1
+            assert done.stderr.startswith(b"error: standard output: cannot be written")
+
+
+def test_a_terminal_without_the_character(env: dict[str, str]) -> None:
+    ascii_only = env | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    code, out, err = call(ascii_only, "run", "-p", "Hi", "--grammar", 'root ::= "größer"')
+    assert (code, out, err) == (0, "gr??er\n", "")
+
+
+def test_transcripts_never_overwrite_each_other(env: dict[str, str], tmp_path: Path) -> None:
+    clip = EVAL / "audio" / "asr-000.flac"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / clip.name).write_bytes(clip.read_bytes())
+    code, line = failed(env, "transcribe", clip, tmp_path / "a" / clip.name, "-o", tmp_path / "out")
+    assert code == 2
+    assert "same name" in line
+    assert failed(env, "transcribe", clip, clip, "--format", "srt")[0] == 2
+    assert call(env, "transcribe", clip, "-o", tmp_path / "new" / "folder")[0] == 0
+    assert (tmp_path / "new" / "folder" / "asr-000.flac.txt").read_text("utf-8").startswith("How many legs")
 
 
 def test_two_first_runs_at_once(env: dict[str, str], tmp_path: Path) -> None:

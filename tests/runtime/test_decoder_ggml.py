@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from pocketphi.runtime import bundle as bundles
-from pocketphi.runtime.decoder_ggml import KV_TYPES, GgmlDecoder, GgmlOptions, default_threads
+from pocketphi.runtime.decoder_ggml import KV_TYPES, GgmlDecoder, GgmlOptions
 from pocketphi.runtime.errors import BundleError, InputError, KernelError
 from pocketphi.runtime.parts import EmbedSpan, TokenSpan
+from pocketphi.runtime.threads import default_threads
 
 from ..conftest import Converted, load_decoder, open_decoder
 
@@ -87,7 +88,12 @@ def test_an_adapter_that_does_not_act_is_an_error(nano: Path, tmp_path: Path) ->
         if tensor.name.endswith(".lora_b"):
             tensor.data[:] = 0
     reader.data.flush()
-    d = GgmlDecoder(bundle.path(bundle.decoder), bundle.text, {"vision": path}, GgmlOptions(kv_type="f32"))
+    d = GgmlDecoder(
+        bundle.path(bundle.decoder),
+        bundle.text,
+        {"vision": (path, bundle.adapters["vision"].alpha)},
+        GgmlOptions(kv_type="f32"),
+    )
     with pytest.raises(KernelError, match="does not change the logits"):
         d.open(table="short", capacity=256, adapter="vision")
     d.close()
@@ -96,7 +102,7 @@ def test_an_adapter_that_does_not_act_is_an_error(nano: Path, tmp_path: Path) ->
 def test_an_adapter_of_another_model_is_refused(nano: Path, converted: Converted) -> None:
     bundle = bundles.load(nano)
     other = bundles.load(converted("phi4-multimodal", "F32"))
-    paths = {"speech": other.path(other.adapters["speech"].file)}
+    paths = {"speech": (other.path(other.adapters["speech"].file), other.adapters["speech"].alpha)}
     d = GgmlDecoder(bundle.path(bundle.decoder), bundle.text, paths, GgmlOptions())
     with pytest.raises(BundleError, match="cannot load this adapter"):
         d.open(table="short", capacity=256, adapter="speech")
@@ -120,6 +126,29 @@ def test_a_model_that_is_not_the_one_described(nano: Path) -> None:
     bundle = bundles.load(nano)
     with pytest.raises(BundleError, match="has n_heads 4"):
         open_decoder(replace(bundle, text=replace(bundle.text, n_heads=8)))
+
+
+def test_values_that_differ_from_the_file(nano: Path) -> None:
+    bundle = bundles.load(nano)
+    rope = bundle.text.rope
+    for text, want in (
+        (replace(bundle.text, d_ff=700), "feed_forward_length 768"),
+        (replace(bundle.text, rms_eps=1e-6), "epsilon 1e-05"),
+        (replace(bundle.text, rope=replace(rope, original_context=512)), "original_context_length 1024"),
+        (replace(bundle.text, rope=replace(rope, attention_factor=1.0)), "attn_factor"),
+    ):
+        with pytest.raises(BundleError, match=want):
+            open_decoder(replace(bundle, text=text))
+
+
+def test_swapped_adapters_are_found_by_their_alpha(nano: Path) -> None:
+    bundle = bundles.load(nano)
+    swapped = {"speech": bundle.adapters["vision"], "vision": bundle.adapters["speech"]}
+    mixed = {name: replace(a, alpha=bundle.adapters[name].alpha) for name, a in swapped.items()}
+    decoder = open_decoder(replace(bundle, adapters=mixed))
+    with pytest.raises(BundleError, match=r"has alpha 64, bundle\.json says 128 for speech"):
+        decoder.open(table="short", capacity=256, adapter="speech")
+    decoder.close()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +194,28 @@ def test_ctrl_c_stops_a_long_prefill_and_the_decoder_goes_on(nano: Path) -> None
     d.rewind(0)
     d.feed(IDS)
     assert abs(d.feed(one) - after).max() < 2e-3
+    d.close()
+
+
+def test_a_second_ctrl_c_does_not_break_the_decoder(nano: Path) -> None:
+    d = load_decoder(nano)
+    d.open(table="long", capacity=8192, adapter=None)
+    d.feed(IDS)
+    timers = [threading.Timer(0.05 + 0.001 * i, _thread.interrupt_main) for i in range(8)]
+    for timer in timers:
+        timer.start()
+    stopped = 0
+    for _ in range(200):
+        try:
+            d.feed(TokenSpan(np.resize(IDS.ids, 8000)))
+            d.rewind(len(IDS))
+        except KeyboardInterrupt:
+            stopped += 1
+        if not any(timer.is_alive() for timer in timers):
+            break
+    assert stopped
+    d.rewind(min(d.length, len(IDS)))
+    assert np.isfinite(d.feed(TokenSpan(np.array([7], np.int32)))).all()
     d.close()
 
 

@@ -162,6 +162,33 @@ def test_schemas_that_are_none(schema: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"type": "string", "minLength": 1000000000}',
+        '{"type": "integer", "minimum": 5}',
+        '{"type": "array", "items": {"type": "number", "multipleOf": 3}}',
+        '{"properties": {"a": {"uniqueItems": true}}}',
+        '{"items": 3}',
+        "{" + '"items": {' * 100 + "}" * 101,
+    ],
+)
+def test_schemas_that_a_grammar_cannot_hold(schema: str) -> None:
+    with pytest.raises(InputError, match="JSON schema"):
+        schema_to_grammar(schema)
+
+
+def test_brackets_too_deep_for_the_parser(nano_model: Model) -> None:
+    deep = "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000
+    with pytest.raises(InputError, match="nested deeper"):
+        nano_model.chat([{"role": "user", "content": "Hi"}], sampling=Sampling(grammar=deep))
+    literal = 'root ::= "' + "(" * 300 + '"'
+    assert (
+        nano_model.chat([{"role": "user", "content": "Hi"}], sampling=Sampling(grammar=literal)).text
+        == "(" * 300
+    )
+
+
 def test_a_schema_that_refers_to_itself(nano_model: Model) -> None:
     tree = {
         "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}},

@@ -159,3 +159,23 @@ def test_an_interrupted_read_leaves_a_usable_session(decoder: GgmlDecoder) -> No
     assert kept == 30
     direct, _ = fresh(decoder)[0].read([ids(30), ids(3, seed=4)], adapter=None)
     assert abs(logits - direct).max() <= SAME
+
+
+def test_an_interrupt_while_the_cache_grows_costs_a_read_and_no_truth(
+    decoder: GgmlDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache is half copied then: the next read must not believe in it."""
+    session, _ = fresh(decoder)
+    session.read([ids(250)], adapter=None)
+
+    def interrupted(state: bytes, length: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "load_state", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.read([ids(250), ids(300, seed=2)], adapter=None)
+    logits, kept = session.read([ids(250), ids(300, seed=2)], adapter=None)
+    assert kept == 0
+    direct, _ = fresh(decoder)[0].read([ids(250), ids(300, seed=2)], adapter=None)
+    assert logits.tobytes() == direct.tobytes()

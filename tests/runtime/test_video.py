@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pocketphi.runtime.errors import InputError
-from pocketphi.runtime.video import camera, frames
+from pocketphi.runtime.video import TOKEN_BUDGET, as_media, camera, frames
 
 N = 20
 
@@ -62,6 +62,21 @@ def test_what_is_no_video(tmp_path: Path, video: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == ""
 
 
-def test_no_camera() -> None:
-    with pytest.raises(InputError, match="camera 99"):
-        camera(99)
+@pytest.mark.parametrize("index", [-1, 99, 10**11])
+def test_no_camera(index: int) -> None:
+    with pytest.raises(InputError, match=f"camera {index}"):
+        camera(index)
+
+
+def test_a_video_stays_within_its_budget(tmp_path: Path) -> None:
+    path = tmp_path / "hd.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (1280, 720))
+    for _ in range(8):
+        writer.write(np.zeros((720, 1280, 3), np.uint8))
+    writer.release()
+    media, tokens = as_media(path, 8)
+    assert [m.max_crops for m in media] == [1] * 8
+    assert tokens == 8 * 426 <= TOKEN_BUDGET
+    one, tokens = as_media(path, 1)
+    assert (one[0].max_crops or 36) >= 6
+    assert tokens == 1596

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from pocketphi.runtime import bundle as bundles
-from pocketphi.runtime.decoder_ggml import default_threads
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.media import MediaEncoder
 from pocketphi.runtime.parts import Media
 from pocketphi.runtime.sampler import Sampling
+from pocketphi.runtime.threads import default_threads
 
 _CLIP = (np.random.default_rng(1).normal(0, 0.1, 160_000).astype(np.float32), 16_000)
 _PICTURE = np.random.default_rng(1).integers(0, 256, (448, 448, 3), np.uint8)
