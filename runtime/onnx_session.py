@@ -21,7 +21,7 @@ _LOCATION = b"location"  # the key of TensorProto.external_data that names a fil
 
 
 class OnnxSession:
-    """A graph whose outputs are float32. Its threads sleep between calls: the decoder needs the cores."""
+    """A graph whose outputs are float32. Its threads sleep between runs: the decoder needs the cores."""
 
     def __init__(self, path: Path, n_threads: int, inputs: Mapping[str, int], output: str) -> None:
         """Load a graph.
@@ -41,7 +41,8 @@ class OnnxSession:
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors come as exceptions; below 4 they go to stderr as well
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Its threads may spin from one node to the next, but not past the end of a run.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if _products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:

@@ -41,7 +41,7 @@ class SpeechEncoder:
 
         Args:
             files: as the converter wrote them.
-            n_threads: they sleep between calls and never spin: the decoder needs the cores.
+            n_threads: they sleep between runs: the decoder needs the cores.
 
         Raises:
             BundleError: a graph is missing, damaged, or not the one that the converter writes.
