@@ -134,7 +134,10 @@ class Plan:
             e = self.encoders
             lines.append(f"encoders: {e.count} tensors, {e.quant}, at most {_size(e.nbytes)} as ONNX")
         lines.append(f"total: {_size(self.total_bytes)} on disk")
-        lines.append(f"memory: {_size(self.ram_bytes)} to convert, {_size(self.load_ram_bytes)} to run")
+        lines.append(
+            f"memory: {_size(self.ram_bytes)} to convert; to run, {_size(self.load_ram_bytes)} for weights "
+            f"and {LOAD_CONTEXT} tokens, beside the program's own"
+        )
         return "\n".join(lines)
 
     def to_json(self) -> str:
