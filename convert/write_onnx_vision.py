@@ -172,9 +172,10 @@ def _average(w: _Writer, keys: str) -> str:
 
 def _layer(w: _Writer, x: str, keys: str, average: str, layer: str) -> str:
     """x += Attn(LN x); x += MLP(LN x)."""
-    g, v = w.graph, w.vision
-    qkv = w.linear(w.layer_norm(x, layer + "layer_norm1"), layer + "self_attn", "q_proj", "k_proj", "v_proj")
-    q, kv = g.ops("Split", qkv, w.ints(v.d_model, 2 * v.d_model), n_outputs=2, axis=-1)
+    g = w.graph
+    normed = w.layer_norm(x, layer + "layer_norm1")
+    q = w.linear(normed, layer + "self_attn", "q_proj")
+    kv = w.linear(normed, layer + "self_attn", "k_proj", "v_proj")
     # Fewer keys instead of a mask: with a mask ONNX Runtime falls back to a slower attention.
     kv = g.op("Gather", kv, keys, axis=1)
     attended = _attend_int8(w, q, kv, average) if w.quant == "int8" else _attend(w, q, kv)
