@@ -143,7 +143,9 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         OutputError: something is there that may not be replaced.
     """
     try:
-        if not os.path.lexists(out):
+        try:
+            out.lstat()  # not lexists: that takes a name too long for one that is free
+        except FileNotFoundError:
             return
         if not out.is_dir():
             raise OutputError(f"{out}: exists and is not a directory")

@@ -186,3 +186,9 @@ def test_the_second_of_two_does_not_win(tmp_path: Path) -> None:
         with new_directory(out, 0, overwrite=False) as fast:
             write_file(fast, "fast", b"")
     assert names(out) == ["fast"] and names(tmp_path) == ["out"]
+
+
+def test_a_name_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be looked into") as caught:
+        output.check_free(tmp_path / ("x" * 300), overwrite=False)
+    assert "\n" not in str(caught.value)
