@@ -83,8 +83,15 @@ class MediaEncoder:
         clip = clip_of(media)
         digest = hashlib.sha256(f"audio {clip.sample_rate}\n".encode())
         digest.update(np.ascontiguousarray(clip.samples).data)
-        key = f"{digest.hexdigest()}/{projector}"
-        return self._cached(key, lambda: encoder.encode(log_mel(clip.samples, clip.sample_rate), projector))
+        name = digest.hexdigest()
+
+        def hidden() -> Float32:
+            return encoder.hidden(log_mel(clip.samples, clip.sample_rate))
+
+        def rows() -> Float32:  # another projector, when a picture joins the conversation, keeps the rest
+            return encoder.project(self._cached(f"{name}/hidden", hidden).rows, projector)
+
+        return self._cached(f"{name}/{projector}", rows)
 
     def _cached(self, key: str, make: Callable[[], Float32]) -> EmbedSpan:
         rows = self._cache.pop(key, None)

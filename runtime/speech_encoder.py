@@ -7,7 +7,7 @@ so memory does not grow with the clip's length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,37 +70,38 @@ class SpeechEncoder:
             BundleError: as in the constructor, for the projector; or the result is not finite.
             KernelError: the features are of another kind, or ONNX Runtime failed.
         """
-        rows: Float32 | None = None
-        at = 0
-        for block in self.blocks(features, projector):
-            if rows is None:
-                rows = np.empty((count_tokens(len(features)), block.shape[1]), np.float32)
-            rows[at : at + len(block)] = block
-            at += len(block)
-        assert rows is not None, "there is at least one block"
-        return rows
+        return self.project(self.hidden(features), projector)
 
-    def blocks(self, features: Float32, projector: AudioProjector) -> Iterator[Float32]:
-        """`encode` in pieces of up to 500 rows, each computed when it is asked for."""
+    def hidden(self, features: Float32) -> Float32:
+        """What both projectors start from, block by block: float32 [ceil(t / 8), d]."""
         _check(features)
-        if projector not in self._heads:
-            path = self._files.projectors[projector]
-            self._heads[projector] = OnnxSession(path, self._n_threads, {"hidden": 2}, "rows")
         n_tokens = count_tokens(len(features))
+        found: Float32 | None = None
         for start in range(0, n_tokens, BLOCK_TOKENS):
             stop = min(start + BLOCK_TOKENS, n_tokens)
             tokens = self._subsample(features, start, stop)
             if n_tokens > BLOCK_TOKENS:
                 # The reference fills a long clip's last block up with zeros and lets attention see them.
                 tokens = np.pad(tokens, [(0, BLOCK_TOKENS - len(tokens)), (0, 0)])
-            hidden = self._trunk.run(tokens=tokens)[: stop - start]
-            rows = self._heads[projector].run(hidden=hidden)
-            if not np.isfinite(rows).all():
-                where = self._files.trunk.parent
-                raise BundleError(
-                    f"{where}: the speech encoder gives numbers that are not finite: it is damaged"
-                )
-            yield rows
+            block = self._trunk.run(tokens=tokens)[: stop - start]
+            if found is None:
+                found = np.empty((n_tokens, block.shape[1]), np.float32)
+            found[start:stop] = block
+        assert found is not None, "there is at least one block"
+        return found
+
+    def project(self, hidden: Float32, projector: AudioProjector) -> Float32:
+        """Rows for the decoder from `hidden`: float32 [n, d_model]."""
+        if projector not in self._heads:
+            path = self._files.projectors[projector]
+            self._heads[projector] = OnnxSession(path, self._n_threads, {"hidden": 2}, "rows")
+        pieces = range(0, len(hidden), BLOCK_TOKENS)
+        head = self._heads[projector]
+        rows = np.concatenate([head.run(hidden=hidden[at : at + BLOCK_TOKENS]) for at in pieces])
+        if not np.isfinite(rows).all():
+            where = self._files.trunk.parent
+            raise BundleError(f"{where}: the speech encoder gives numbers that are not finite: it is damaged")
+        return rows
 
     def _subsample(self, features: Float32, start: int, stop: int) -> Float32:
         """Tokens `start` to `stop` as float32 [stop - start, d], in pieces that fit the cache."""

@@ -135,6 +135,20 @@ def test_every_adapter_and_projector_changes_the_result(directory: Path, model: 
     decoder.close()
 
 
+def test_a_picture_that_joins_a_clip_keeps_what_was_heard(model: Model) -> None:
+    """The clip's projector changes with the mode; the trunk, nearly all of the work, is not run again."""
+    media = MediaEncoder(model.bundle, n_threads=2)
+    alone = media.embed(Media("audio", CLIP), "speech")
+    encoder = media._speech_encoder()
+    heard = []
+    encoder.hidden = lambda features: heard.append(features)  # type: ignore[assignment,method-assign]
+    beside = media.embed(Media("audio", CLIP), "vision")
+    assert heard == []
+    assert beside.rows.shape == alone.rows.shape
+    fresh = MediaEncoder(model.bundle, n_threads=2).embed(Media("audio", CLIP), "vision")
+    assert beside.rows.tobytes() == fresh.rows.tobytes()
+
+
 def test_fewer_crops_are_fewer_tokens(directory: Path) -> None:
     wide = np.full((600, 1300, 3), 200, np.uint8)
     counts = []
