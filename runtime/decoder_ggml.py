@@ -8,11 +8,12 @@ on the same loaded weights. Which one a sequence needs is the session's to say.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ class GgmlDecoder:
         self._abort: set[int] = set()
         self._abort_callback = llama_cpp.ggml_abort_callback(self._abort.__contains__)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="pocketphi-decoder")
+        self._pending: Future[Any] | None = None
+        self._rows: Any = None  # what the pending call reads
         llama_cpp.llama_backend_init()
         self._model = self._load(model_path)
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self._model)  # llama_vocab *, for grammars
@@ -169,8 +172,8 @@ class GgmlDecoder:
         """See `decoder.Decoder.rewind`."""
         memory = llama_cpp.llama_get_memory(self._context)
         if length == 0:
-            llama_cpp.llama_memory_clear(memory, False)
-        elif not llama_cpp.llama_memory_seq_rm(memory, 0, length, -1):
+            self._call(llama_cpp.llama_memory_clear, memory, False)
+        elif not self._call(llama_cpp.llama_memory_seq_rm, memory, 0, length, -1):
             raise KernelError(f"llama.cpp could not rewind the cache to {length} tokens")
         self._length = min(self._length, length)
 
@@ -196,6 +199,8 @@ class GgmlDecoder:
 
     def close(self) -> None:
         """See `decoder.Decoder.close`."""
+        if self._model is not None:
+            self._settle()
         if self._context is not None:
             llama_cpp.llama_free(self._context)
             self._context = None
@@ -341,25 +346,26 @@ class GgmlDecoder:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run C code on the worker thread, where no Python signal handler can cut into its callbacks.
 
-        An interrupt asks a decode to stop; whatever runs is waited for before the interrupt goes on.
+        An interrupt asks a decode to stop, and goes on when the C code has returned.
         """
-        future = self._worker.submit(function, *arguments)
-        interrupt: BaseException | None = None
+        self._settle()
+        self._pending = self._worker.submit(function, *arguments)
         try:
-            while True:
-                try:
-                    found = future.result()
-                    break
-                except BaseException as exc:
-                    if future.done():
-                        raise
-                    interrupt = exc
-                    self._abort.add(_ABORT)
-        finally:
-            self._abort.clear()
-        if interrupt is not None:
-            raise interrupt
-        return found
+            return self._pending.result()
+        except BaseException:
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """Stop C code that still runs and wait for it; more interrupts change nothing.
+
+        Called again before the next call, in case one came between two of these lines.
+        """
+        while self._pending is not None and not self._pending.done():
+            with contextlib.suppress(KeyboardInterrupt):
+                self._abort.add(_ABORT)
+                wait([self._pending])
+        self._abort.clear()
 
     def _logits(self) -> Float32:
         """A copy of the logits after the last row: the engine's own are overwritten by the next pass."""
@@ -371,6 +377,7 @@ class GgmlDecoder:
 
     def _decode(self, rows: Any) -> None:
         """One forward pass: int32 [n] ids or float32 [n, d_model] embeddings, n <= _BATCH."""
+        self._rows = rows
         batch = llama_cpp.llama_batch(n_tokens=len(rows))
         # Positions, the sequence and "logits of the last token only" are what NULL pointers mean.
         if rows.dtype == np.int32:
