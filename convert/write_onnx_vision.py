@@ -40,6 +40,7 @@ GRAPHS = {"tower": f"{TOWER}.onnx", "projector": f"{PROJECTOR}.onnx"}  # as in b
 _CROP, _PATCH, _CHANNELS = 448, 14, 3  # what the runtime cuts images into
 _SMALLEST_STEP = 1e-20  # of a quantised value: all zeros have no scale of their own
 _EMBEDDINGS = "img_processor.embeddings."
+_ATTENDED = frozenset({"q_proj", "k_proj", "v_proj"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class _Writer:
         """
         weight = np.concatenate([self.read(f"{name}.{part}.weight") for part in parts])
         bias = np.concatenate([self.read(f"{name}.{part}.bias") for part in parts])
-        quant = "int8" if self.quant == "int4" and "q_proj" in parts else self.quant
+        quant = "int8" if self.quant == "int4" and _ATTENDED.intersection(parts) else self.quant
         return self.graph.linear(x, f"{name}.{'+'.join(parts)}", weight, bias, quant=quant)
 
     def ints(self, *values: int) -> str:

@@ -153,6 +153,13 @@ def test_graphs(quant: EncoderQuant, native: Path, tmp_path: Path) -> None:
                     "int4": proto.UINT8,
                 }[quant]
             )
+            if quant == "int4":  # where most of the rounding error would come from stays at 8 bits
+                attention = {
+                    n: k for n, k in kinds.items() if "self_attn.q_proj" in n or "self_attn.k_proj" in n
+                }
+                weights = {n: k for n, k in attention.items() if n.endswith(".weight")}
+                assert len(weights) == 2 * 2
+                assert set(weights.values()) == {proto.INT8}
 
 
 def test_refusals(native: Path, tmp_path: Path) -> None:
