@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
-from .errors import BundleError
+from .errors import BundleError, one_line
 from .spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat, Family, RopeSpec, TextSpec
 
 FORMAT = "pocketphi-bundle"
@@ -170,7 +170,7 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
             raise BundleError(f"{manifest}: {size} bytes is too large for a manifest")
         raw = json.loads(manifest.read_bytes().decode("utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as exc:
-        raise BundleError(f"{manifest}: cannot be read as JSON: {_one_line(exc)}") from None
+        raise BundleError(f"{manifest}: cannot be read as JSON: {one_line(exc)}") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise BundleError(f"{manifest}: is not a {FORMAT} manifest")
     if raw.get("version") != VERSION:
@@ -178,10 +178,6 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
             f"{manifest}: has format version {raw.get('version')!r}, expected {VERSION}: convert again"
         )
     return raw
-
-
-def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:200]
 
 
 class _Fields:

@@ -18,6 +18,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def one_line(exc: BaseException, most: int = 200) -> str:
+    """What another library's exception says, for a message of ours: one line, cut at `most` characters."""
+    return " ".join(str(exc).split())[:most]
+
+
 class PocketPhiError(Exception):
     """Base class of every error that is not a bug."""
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from . import kernels
-from .errors import BundleError, KernelError
+from .errors import BundleError, KernelError, one_line
 from .parts import Float32
 
 _MAX_GRAPH_BYTES = 64 << 20  # ours are under 1 MB: large weights are in the data file beside
@@ -50,7 +50,7 @@ class OnnxSession:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # ONNX Runtime's own exceptions have no public base class
-            raise BundleError(f"{path}: cannot be loaded: {_one_line(exc)}") from None
+            raise BundleError(f"{path}: cannot be loaded: {_reason(exc)}") from None
         found = {i.name: len(i.shape) for i in self._session.get_inputs()}
         outputs = [o.name for o in self._session.get_outputs()]
         if found != dict(inputs) or outputs != [output]:
@@ -68,7 +68,7 @@ class OnnxSession:
         try:
             result: Float32 = self._session.run(None, inputs)[0]
         except Exception as exc:
-            raise KernelError(f"{self._path}: ONNX Runtime failed: {_one_line(exc)}") from None
+            raise KernelError(f"{self._path}: ONNX Runtime failed: {_reason(exc)}") from None
         return result
 
 
@@ -112,6 +112,6 @@ def _names(names: Mapping[str, int] | list[str]) -> str:
     return ", ".join(sorted(names))[:200] or "none"
 
 
-def _one_line(exc: Exception) -> str:
+def _reason(exc: Exception) -> str:
     """Without the place in ONNX Runtime's own sources, which helps nobody."""
-    return " ".join(re.sub(r"/onnxruntime_src/\S+ ", "", str(exc)).split())[:300]
+    return re.sub(r"/onnxruntime_src/\S+ ", "", one_line(exc, 500))[:300]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 from .engine import ChatOptions, Model
-from .errors import InputError, PocketPhiError
+from .errors import InputError, PocketPhiError, one_line
 from .files import check_file, read_text, write_text
 from .parts import Media, MediaKind, Message, Reply, Role, ToolCall
 
@@ -274,7 +274,7 @@ def read_chat(path: Path) -> tuple[str | None, list[Message]]:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise InputError(f"{path}: is not JSON: {' '.join(str(exc).split())[:200]}") from None
+        raise InputError(f"{path}: is not JSON: {one_line(exc)}") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
         raise InputError(f"{path}: is not a {FORMAT} file of version {VERSION}")
     system, messages = raw.get("system"), raw.get("messages")

@@ -14,7 +14,7 @@ import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from . import json_schema
-from .errors import InputError
+from .errors import InputError, one_line
 from .parts import Float32, Int32
 from .sampler import Sampling
 from .stderr_capture import captured_stderr
@@ -48,7 +48,7 @@ def schema_to_grammar(schema: str) -> str:
         raise
     # The converter raises whatever its walk over the schema runs into: KeyError, AssertionError, …
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:200] or type(exc).__name__
+        reason = one_line(exc) or type(exc).__name__
         raise InputError(f"JSON schema: cannot be turned into a grammar: {reason}") from None
 
 

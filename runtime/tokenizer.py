@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, one_line
 from .parts import Int32
 from .prompt import Control, TextPiece
 from .spec import SPLIT_PATTERNS
@@ -195,9 +195,7 @@ def _read(path: Path) -> Any:
         # A panic in the Rust library is no Exception, and its class has no importable name.
         if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
             raise
-        raise BundleError(
-            f"{path}: cannot be read as a vocabulary: {' '.join(str(exc).split())[:200]}"
-        ) from None
+        raise BundleError(f"{path}: cannot be read as a vocabulary: {one_line(exc)}") from None
 
 
 def _is_sentencepiece(full: Any, path: Path) -> bool:
