@@ -48,6 +48,12 @@ class Adapter(str, Enum):
     speech = "speech"
 
 
+class Peer(str, Enum):
+    """What `bench` can measure beside ours."""
+
+    stock = "stock"
+
+
 class Reasoning(str, Enum):
     """What to do with what a reasoning model thinks aloud."""
 
@@ -115,7 +121,7 @@ def run(
     as_json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Answer one question and leave, about pictures or clips if there are any. The answer goes to stdout."""
-    from pocketphi.runtime import report
+    from pocketphi.runtime import ggml_plugin, report
     from pocketphi.runtime.parts import Message
 
     _log_to_stderr(verbose)
@@ -143,7 +149,9 @@ def run(
                 console.write(event.text, event.kind)
         reply = answer.reply
     if as_json:
-        typer.echo(_json(report.reply_object(reply)))
+        kernels = ggml_plugin.load()
+        used = report.kernels_object(kernels, ggml_plugin.counts(kernels))
+        typer.echo(_json(report.reply_object(reply) | {"kernels": used}))
         return
     if reply.tool_calls:
         typer.echo(_json([asdict(call) for call in reply.tool_calls]))
@@ -295,39 +303,83 @@ def info(
     check: Annotated[bool, typer.Option("--check", help="Read every file and compare its SHA-256.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What a model directory holds: sizes, types, hashes, source."""
+    """What a model directory holds: sizes, types, hashes, source; and which kernels would run it here."""
     from pocketphi.runtime import bundle as bundles
-    from pocketphi.runtime import report
+    from pocketphi.runtime import ggml_plugin, report
+
+    _log_to_stderr(verbose=False)
 
     bundle = bundles.load(directory or _builtin())
     if check:
         for entry in bundle.check_hashes():
             typer.echo(f"ok  {entry.path}", err=True)
+    kernels = ggml_plugin.load()
     if as_json:
-        typer.echo(_json(report.bundle_object(bundle)))
+        typer.echo(_json(report.bundle_object(bundle) | {"kernels": report.kernels_object(kernels)}))
         return
     for line in report.bundle_lines(bundle):
         typer.echo(line)
+    typer.echo(f"{'kernels':<16}{report.kernels_line(kernels)}")
 
 
 @app.command()
 def bench(
-    model: ModelDir = None,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, max=100, help="Of each case.")] = 3,
-    n: Annotated[int, typer.Option("-n", "--predict", min=2, max=4096, help="Tokens to write after each prompt.")] = 16,
+    model: Annotated[Path | None, typer.Option("-m", "--model", envvar="POCKETPHI_MODEL", help="Model directory, or a GGUF file [default: the built-in phi4-nano].")] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, max=100, help="The median counts.")] = 3,
+    n: Annotated[int | None, typer.Option("-n", "--predict", min=1, max=65536, help="Tokens to write [default: 16 after each case, 64 alone].")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Cases whose name holds this: text, image, speech.")] = None,
+    n_prompt: Annotated[int | None, typer.Option("-p", "--prompt-tokens", min=1, help="The decoder alone: random tokens to read [default: 512].")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", min=0, help="The same: tokens in the cache before it writes [default: 0].")] = None,
+    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", min=1, help="The same: room to make [default: as needed].")] = None,
+    lora: Annotated[Path | None, typer.Option("--lora", help="The same, through this LoRA GGUF.")] = None,
+    compare: Annotated[Peer | None, typer.Option("--compare", help="The same, in turns with stock ggml.")] = None,
     threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16", as_json: Json = False,
 ) -> None:  # fmt: skip
-    """How fast a model is here: text, pictures and speech of fixed sizes; medians."""
+    """How fast a model is here. A directory: text, pictures and speech of fixed sizes. A GGUF file, or with one of
+    -p, --depth, -c, --lora, --compare: the decoder alone, beside what the machine can do. Medians.
+    """
+    _log_to_stderr(verbose=False)
+    alone = (n_prompt, depth, ctx_size, lora, compare) != (None,) * 5
+    if not alone and (model is None or not model.is_file()):
+        _bench_cases(model or _builtin(), repetitions, n, only, threads, gpu_layers, cache_type, as_json)
+        return
+    if only is not None:
+        raise InputError("--only chooses cases of a model directory, here the decoder is measured alone")
+    from pocketphi.runtime import bench_gguf
+    from pocketphi.runtime import bundle as bundles
+    from pocketphi.runtime.bench_decoder import SpeedPlan
+    from pocketphi.runtime.threads import default_threads
+
+    path = model or _builtin()
+    if not path.is_file():
+        bundle = bundles.load(path)
+        path = bundle.path(bundle.decoder)
+    plan = SpeedPlan(
+        str(path), None if lora is None else str(lora), n_prompt or 512, n or 64, depth or 0, ctx_size or 0,
+        default_threads() if threads is None else threads, gpu_layers, cache_type,
+    )  # fmt: skip
+    result = bench_gguf.run(
+        plan,
+        repetitions=repetitions,
+        compare=compare is not None,
+        note=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(_json(result.to_object()) if as_json else "\n".join(bench_gguf.table(result)))
+
+
+def _bench_cases(
+    path: Path, repetitions: int, n: int | None, only: str | None, threads: int | None, gpu_layers: int,
+    cache_type: str, as_json: bool,
+) -> None:  # fmt: skip
     from pocketphi.runtime import bench as benchmark
     from pocketphi.runtime import report
     from pocketphi.runtime.engine import Model
 
-    _log_to_stderr(verbose=False)
-    path = model or _builtin()
+    if n is not None and n < 2:
+        raise InputError(f"-n is {n}, expected at least 2 after a case")
     rows = benchmark.run(
         lambda: Model(path, n_threads=threads, n_gpu_layers=gpu_layers, kv_type=cache_type),
-        repetitions=repetitions, predict=n, only=only,
+        repetitions=repetitions, predict=n or 16, only=only,
     )  # fmt: skip
     if as_json:
         typer.echo(_json([asdict(row) for row in rows]))

@@ -21,12 +21,19 @@ static inline uint16_t pk_to_fp16(float x) {
     return (uint16_t)(sign | (rounded - (112u << 23)) >> 13);    // the exponents' biases are 127 and 15
 }
 
-// Exact. half is neither infinite nor NaN.
+// Exact. A NaN stays one, quiet, with its sign and payload, as F16C has it. Without branches compilers make SIMD of
+// loops of it.
 static inline float pk_from_fp16(uint16_t half) {
-    const uint32_t size = half & 0x7fffu, bits = (size << 13) + (112u << 23);
-    float x = (float)size * 0x1p-24f;  // subnormal
-    if (size >= 0x400u) memcpy(&x, &bits, sizeof x);
-    return half & 0x8000u ? -x : x;
+    const uint32_t sign = half & 0x8000u, size = half & 0x7fffu, is_subnormal = 0u - (size < 0x400u);
+    const float subnormal = (float)(int32_t)size * 0x1p-24f;
+    uint32_t bits, normal = (size << 13) + (112u << 23);
+    normal += (0u - (size >= 0x7c00u)) & 112u << 23;  // infinity and NaN: the largest exponent in both
+    normal |= (uint32_t)(size > 0x7c00u) << 22;
+    memcpy(&bits, &subnormal, sizeof bits);
+    bits = (bits & is_subnormal) | (normal & ~is_subnormal) | sign << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 #endif

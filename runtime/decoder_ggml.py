@@ -21,6 +21,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from . import ggml_plugin
 from .errors import BundleError, InputError, KernelError
 from .ggml_log import ENGINE_LOG
 from .parts import EmbedSpan, Float32, Span
@@ -34,7 +35,7 @@ _ABORT = 1  # what the abort callback looks for
 KV_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q4_0": 2}
 """KV cache types by name, with their ggml_type."""
 
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of one value
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class GgmlDecoder:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="pocketphi-decoder")
         self._pending: Future[Any] | None = None
         self._rows: Any = None  # what the pending call reads
+        self._call(ggml_plugin.load)
         llama_cpp.llama_backend_init()
         self._model = self._load(model_path)
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self._model)  # llama_vocab *, for grammars
@@ -258,8 +260,7 @@ class GgmlDecoder:
     def _metadata(self, key: str) -> float:
         """A number from the model's metadata; NaN when there is none."""
         text = ctypes.create_string_buffer(64)
-        if llama_cpp.llama_model_meta_val_str(self._model, key.encode(), text, len(text)) < 0:
-            return math.nan
+        llama_cpp.llama_model_meta_val_str(self._model, key.encode(), text, len(text))  # none: left empty
         return _number(text.value)
 
     def _new_context(self, table: RopeTable, capacity: int) -> None:
@@ -278,10 +279,9 @@ class GgmlDecoder:
             self._context = None
         self._length = self._capacity = 0
         ENGINE_LOG.forget()
-        params = self._context_params(size)
-        self._context = self._call(llama_cpp.llama_init_from_model, self._model, params)
+        self._context = self._call(llama_cpp.llama_init_from_model, self._model, self._context_params(size))
         if not self._context:
-            gib = size * self._spec.kv_values_per_token * _KV_BYTES[self._options.kv_type] / 2**30
+            gib = size * self._spec.kv_values_per_token * KV_BYTES[self._options.kv_type] / 2**30
             raise KernelError(
                 f"llama.cpp could not make a context of {size} tokens (its cache takes {gib:.1f} GiB): "
                 f"{ENGINE_LOG.reason}"

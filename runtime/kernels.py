@@ -13,8 +13,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import KernelError
 from .parts import Float32
@@ -64,7 +66,7 @@ def variants(kernel: str) -> tuple[str, ...]:
     lib = _library()
     found = _names(lambda i: lib.pk_variant(kernel.encode(), i))
     if not found:
-        known = "'logmel' or 'quantize'"
+        known = "'logmel', 'quantize', 'matmul', 'activations', 'attention', 'vector' or 'probe'"
         raise KernelError(f"kernel {kernel!r} is not in {library_path().name}, expected {known}")
     return found
 
@@ -114,6 +116,59 @@ def log_mel(
     return out
 
 
+def probe_int8(rounds: int, *, variant: str | None = None) -> tuple[int, int]:
+    """Multiply and add int8 on registers, on this thread, without the GIL. See kernels/probe/probe.h.
+
+    Returns:
+        The operations done, and the sum they made.
+
+    Raises:
+        KernelError: rounds is not 1 to 2^30, no such variant, or `cpu_features` would raise.
+    """
+    done, total = ctypes.c_uint64(), ctypes.c_uint32()
+    _probe("int8", ctypes.byref(done), ctypes.byref(total), rounds, variant)
+    return done.value, total.value
+
+
+def probe_fp32(rounds: int, *, variant: str | None = None) -> tuple[int, float]:
+    """Multiply and add float32 on registers, on this thread: as `probe_int8`."""
+    done, total = ctypes.c_uint64(), ctypes.c_float()
+    _probe("fp32", ctypes.byref(done), ctypes.byref(total), rounds, variant)
+    return done.value, total.value
+
+
+def probe_read(words: npt.NDArray[np.uint64], *, variant: str | None = None) -> int:
+    """Read memory once, on this thread; the GIL is free meanwhile.
+
+    Args:
+        words: uint64 [n], contiguous, n a multiple of 64.
+        variant: one of `variants("probe")`; the fastest when None.
+
+    Returns:
+        Their sum modulo 2^64.
+
+    Raises:
+        KernelError: an argument is not as stated above, or `cpu_features` would raise.
+    """
+    if words.dtype != np.uint64 or words.ndim != 1 or not words.flags.c_contiguous:
+        raise KernelError(
+            f"probe: words are {words.dtype} {list(words.shape)}, expected contiguous uint64 [n]"
+        )
+    total = ctypes.c_uint64()
+    _probe("read", ctypes.byref(total), words.ctypes.data, words.nbytes, variant)
+    return total.value
+
+
+def _probe(name: str, first: Any, second: Any, size: int, variant: str | None) -> None:
+    lib = _library()
+    status = getattr(lib, f"pk_probe_{name}")(
+        first, second, size, None if variant is None else variant.encode()
+    )
+    if status:
+        chosen = f" (variant {variant!r})" if variant else ""
+        raise KernelError(f"probe {name} of {size}{chosen}: {lib.pk_status(status).decode()}")
+
+
 def _check(name: str, array: Float32, shape: tuple[int, ...]) -> None:
     """An array goes to C as a bare pointer: what it points to must be what C will read."""
     if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
@@ -155,6 +210,7 @@ def _library() -> ctypes.CDLL:
 def _declare(lib: ctypes.CDLL) -> None:
     """Argument and result types of kernels/include/pk.h."""
     pointer, size, text, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int
+    number = ctypes.c_float
     signatures: dict[str, tuple[type, list[type]]] = {
         "pk_abi": (integer, []),
         "pk_version": (text, []),
@@ -165,6 +221,31 @@ def _declare(lib: ctypes.CDLL) -> None:
         "pk_variant": (text, [text, size]),
         "pk_logmel": (integer, [pointer, size, pointer, size, ctypes.c_uint, text]),
         "pk_quantize": (integer, [pointer, size, pointer, size, integer, text]),  # called by the converter
+        "pk_probe_int8": (integer, [pointer, pointer, size, text]),
+        "pk_probe_fp32": (integer, [pointer, pointer, size, text]),
+        "pk_probe_read": (integer, [pointer, pointer, size, text]),
+        "pk_vector_rms_norm": (
+            integer,
+            [pointer, pointer, pointer, size, number, text],
+        ),  # from here on: tests
+        "pk_vector_swiglu": (integer, [pointer, pointer, pointer, size, text]),
+        "pk_vector_add": (integer, [pointer, pointer, pointer, size, text]),
+        "pk_vector_scale": (integer, [pointer, pointer, size, number, number, text]),
+        "pk_vector_to_f16": (integer, [pointer, pointer, size, text]),
+        "pk_vector_to_q8_0": (integer, [pointer, size, pointer, size, text]),
+        "pk_vector_rope": (integer, [pointer, pointer, pointer, pointer, size, size, text]),
+        "pk_matmul": (
+            integer,
+            [pointer, size, pointer, size, pointer, *[size] * 4, integer, number, integer, text],
+        ),
+        "pk_attention": (
+            integer,
+            [
+                *(pointer, size, pointer, pointer, size, pointer, size, pointer, pointer),
+                *(integer, integer, number, size, text),
+            ],
+        ),
+        "pk_activations": (integer, [pointer, size, pointer, *[size] * 5, integer, text]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)

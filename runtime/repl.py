@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
+from . import ggml_plugin
 from .engine import ChatOptions, Model
 from .errors import InputError, PocketPhiError, one_line
 from .files import check_file, read_text, write_text
 from .parts import Media, MediaKind, Message, Reply, Role, ToolCall
+from .report import kernels_line
 
 FORMAT = "pocketphi-chat"
 VERSION = 1
@@ -222,6 +224,8 @@ class Repl:
         used, limit = self._model.context_used, self._model.context_limit
         say(f"context {used} of {limit} tokens, {len(self._turns)} turns")
         say(f"in memory: {', '.join(('backbone', *self._model.resident))}")
+        kernels = ggml_plugin.load()
+        say(f"kernels: {kernels_line(kernels, ggml_plugin.counts(kernels))}")
         if last is not None:
             t, u = last.timings, last.usage
             say(f"last prompt {u.prompt_tokens} tokens, {u.cached_tokens} of them from the cache")

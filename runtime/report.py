@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .bundle import Bundle
 from .parts import BenchRow, Reply
+
+if TYPE_CHECKING:
+    from .ggml_plugin import PluginState
 
 
 def reply_object(reply: Reply) -> dict[str, Any]:
@@ -78,6 +82,26 @@ def bundle_lines(bundle: Bundle) -> list[str]:
         *(("file", f"{f.path}  {human_bytes(f.size)}  sha256 {f.sha256[:16]}…") for f in bundle.files),
     ]
     return [f"{key:<16}{value}" for key, value in rows]
+
+
+def kernels_line(state: PluginState, counts: Mapping[str, int] | None = None) -> str:
+    """Which code multiplies the decoder's matrices, and what it has done so far where `counts` are given."""
+    if not state.active:
+        return f"stock ggml: {state.reason}"
+    line = f"{state.variant} ({state.path.stem} for ggml {state.ggml})"
+    if not counts:
+        return line
+    return (
+        f"{line}, {counts['graphs']} graphs, {counts['matmuls']} matmuls of "
+        f"{counts['matmul_tokens']} tokens, "
+        f"{counts['attentions']} attentions, {human_bytes(counts['packed_bytes'])} of packed weights"
+    )
+
+
+def kernels_object(state: PluginState, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The same for JSON."""
+    found: dict[str, Any] = asdict(state) | {"path": str(state.path)}
+    return found if counts is None else found | {"counts": dict(counts)}
 
 
 _BENCH = "| {:<16} | {:>7} | {:>9} | {:>10} | {:>8} | {:>9} | {:>8} | {:>9} |"

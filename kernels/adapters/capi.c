@@ -4,10 +4,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "attention/attention.h"
 #include "logmel/logmel.h"
+#include "matmul/activations.h"
+#include "matmul/matmul.h"
 #include "pk.h"
 #include "pk_cpu.h"
+#include "probe/probe.h"
 #include "quantize/quantize.h"
+#include "vector/vector.h"
 
 int pk_abi(void) { return PK_ABI; }
 
@@ -23,7 +28,8 @@ const char *pk_status(int status) {
         [PK_ERR_VALUE] = "a value is not finite, or beyond half of float32's range (samples) or 65504 (weights)",
         [PK_ERR_VARIANT] = "no such variant, or this CPU cannot run it",
         [PK_ERR_MASK] = "POCKETPHI_CPU_MASK names an unknown CPU feature",
-        [PK_ERR_TYPE] = "the type is none of Q4_K, Q5_K and Q6_K",
+        [PK_ERR_TYPE] = "the type is none of Q4_K, Q5_K and Q6_K (matmul: nor Q4_0, Q8_0, F16, BF16 and F32)",
+        [PK_ERR_MEMORY] = "no memory for the work",
     };
     const size_t n = sizeof texts / sizeof texts[0];
     return status >= 0 && (size_t)status < n ? texts[status] : "unknown status";
@@ -44,25 +50,42 @@ const char *pk_known_feature(size_t i) {
     return feature ? feature->name : NULL;
 }
 
-static const char *logmel_variant(size_t i) {
-    const pk_logmel_variant *variant;
-    for (size_t row = 0; (variant = pk_logmel_at(row)) != NULL; row++) {
-        if (pk_cpu_has(variant->needs) && i-- == 0) return variant->name;
-    }
-    return NULL;
-}
+// What the rows of all tables have; name NULL: past the end.
+typedef struct {
+    const char *name;
+    unsigned needs;
+} variant_row;
 
-static const char *quantize_variant(size_t i) {
-    const pk_quantize_variant *variant;
-    for (size_t row = 0; (variant = pk_quantize_at(row)) != NULL; row++) {
-        if (pk_cpu_has(variant->needs) && i-- == 0) return variant->name;
+#define ROW_OF(family)                                                       \
+    static variant_row family##_row(size_t i) {                              \
+        const pk_##family##_variant *found = pk_##family##_at(i);            \
+        return found ? (variant_row){found->name, found->needs} : (variant_row){NULL, 0}; \
     }
-    return NULL;
-}
+ROW_OF(logmel)
+ROW_OF(quantize)
+ROW_OF(matmul)
+ROW_OF(activations)
+ROW_OF(attention)
+ROW_OF(vector)
+ROW_OF(probe)
+
+static const struct {
+    const char *name;
+    variant_row (*row)(size_t i);
+} families[] = {
+    {"logmel", logmel_row},           {"quantize", quantize_row},   {"matmul", matmul_row},
+    {"activations", activations_row}, {"attention", attention_row}, {"vector", vector_row},
+    {"probe", probe_row},
+};
 
 const char *pk_variant(const char *kernel, size_t i) {
-    if (kernel && !strcmp(kernel, "logmel")) return logmel_variant(i);
-    if (kernel && !strcmp(kernel, "quantize")) return quantize_variant(i);
+    for (size_t f = 0; kernel && f < sizeof families / sizeof families[0]; f++) {
+        if (strcmp(families[f].name, kernel) != 0) continue;
+        variant_row found;
+        for (size_t at = 0; (found = families[f].row(at)).name; at++) {
+            if (pk_cpu_has(found.needs) && i-- == 0) return found.name;
+        }
+    }
     return NULL;
 }
 

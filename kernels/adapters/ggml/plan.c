@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// plan.c - turns a graph's nodes into steps, several nodes into one where a pattern is known.
+//
+// The patterns, each only when nothing else in the graph reads what it leaves out:
+//   W x;  A x;  B (A x);  * s;  +          a linear layer with its LoRA, which adds onto W x while that is in the cache
+//   linear;  + residual                    likewise
+//   linear;  SwiGLU                        gate and up of the same rows side by side, their halves never written
+//   RMS norm;  * weight
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin.h"
+
+// How often each node of the graph is read: an open-addressing table, made anew for each graph.
+typedef struct pk_uses {
+    size_t mask;  // size - 1, a power of two
+    struct {
+        const ggml_tensor *node;
+        unsigned count;
+    } at[];
+} uses;
+
+static size_t place(const uses *u, const ggml_tensor *t) {
+    size_t i = (size_t)((uintptr_t)t / sizeof(ggml_tensor)) * 0x9e3779b97f4a7c15u >> 20 & u->mask;
+    while (u->at[i].node && u->at[i].node != t) i = (i + 1) & u->mask;
+    return i;
+}
+
+static void read_by(uses *u, const ggml_tensor *t) {
+    if (!t) return;
+    const size_t i = place(u, t);
+    if (u->at[i].node) u->at[i].count++;
+}
+
+static bool count_uses(pk_backend *backend, ggml_graph *graph, int n) {
+    size_t size = 64;
+    while (size < 2 * (size_t)n) size *= 2;
+    if (!backend->uses || backend->uses->mask + 1 < size) {
+        free(backend->uses);
+        backend->uses = malloc(sizeof(uses) + size * sizeof backend->uses->at[0]);
+        if (!backend->uses) return false;
+        backend->uses->mask = size - 1;
+    }
+    uses *u = backend->uses;
+    memset(u->at, 0, (u->mask + 1) * sizeof u->at[0]);
+    for (int i = 0; i < n; i++) {
+        const ggml_tensor *node = pk_host.graph_node(graph, i);
+        u->at[place(u, node)].node = node;
+    }
+    for (int i = 0; i < n; i++) {
+        const ggml_tensor *node = pk_host.graph_node(graph, i);
+        for (int s = 0; s < GGML_MAX_SRC; s++) read_by(u, node->src[s]);
+        if (node->view_src && node->view_src != node->src[0]) read_by(u, node->view_src);
+    }
+    return true;
+}
+
+// Whether `t` is read by the node after it in a pattern and by nobody else.
+static bool only_link(const pk_backend *backend, const ggml_tensor *t) {
+    const size_t i = place(backend->uses, t);
+    return backend->uses->at[i].count == 1 && !(t->flags & GGML_TENSOR_FLAG_OUTPUT);
+}
+
+// ---- walking the nodes that compute ----
+
+typedef struct {
+    ggml_graph *graph;
+    int next, n;
+} cursor;
+
+// A batch whose logits nobody asked for ends in nodes without rows.
+static bool is_work(const ggml_tensor *node) {
+    return !pk_is_view(node->op) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) && node->ne[0] && pk_rows(node);
+}
+
+static const ggml_tensor *peek(cursor *c) {
+    for (; c->next < c->n; c->next++) {
+        const ggml_tensor *node = pk_host.graph_node(c->graph, c->next);
+        if (is_work(node)) return node;
+    }
+    return NULL;
+}
+
+static const ggml_tensor *take(cursor *c) {
+    const ggml_tensor *node = peek(c);
+    if (node) c->next++;
+    return node;
+}
+
+static bool is(const ggml_tensor *node, int op) { return node && node->op == op; }
+
+// After W x: A x, B (A x), their scale and the sum. Leaves the cursor behind them, or where it was.
+static void with_lora(const pk_backend *backend, cursor *c, pk_linear_pattern *p) {
+    enum { SCALE = 0, BIAS = 1 };
+    cursor ahead = *c;
+    const ggml_tensor *a = take(&ahead), *b = take(&ahead), *scaled = take(&ahead), *sum = take(&ahead);
+    if (!is(a, GGML_OP_MUL_MAT) || !is(b, GGML_OP_MUL_MAT) || !is(scaled, GGML_OP_SCALE) || !is(sum, GGML_OP_ADD)) return;
+    if (a->src[1] != p->mm->src[1] || b->src[1] != a || scaled->src[0] != b || scaled->op_params[BIAS] != 0) return;
+    if (sum->src[0] != p->mm || sum->src[1] != scaled || !pk_same_shape(sum, p->mm)) return;
+    if (!only_link(backend, p->mm) || !only_link(backend, a) || !only_link(backend, b) || !only_link(backend, scaled)) return;
+    p->a = a;
+    p->b = b;
+    p->out = sum;
+    memcpy(&p->scale, &scaled->op_params[SCALE], sizeof p->scale);
+    *c = ahead;
+}
+
+static void with_next(const pk_backend *backend, cursor *c, pk_linear_pattern *p) {
+    const ggml_tensor *next = peek(c);
+    if (!next || !only_link(backend, p->out)) return;
+    if (next->op == GGML_OP_GLU && next->src[0] == p->out && !next->src[1] && next->op_params[1] == 0 &&
+        next->ne[0] % PK_PANEL_ROWS == 0) {
+        p->swiglu = true;
+    } else if (next->op == GGML_OP_ADD && pk_same_shape(next->src[0], next->src[1]) &&
+               (next->src[0] == p->out || next->src[1] == p->out)) {
+        const ggml_tensor *other = next->src[0] == p->out ? next->src[1] : next->src[0];
+        if (other == p->out || other->nb[1] != p->out->nb[1] || other->nb[2] != p->out->nb[2] || next->nb[1] != p->out->nb[1]) return;
+        p->residual = other;
+    } else {
+        return;
+    }
+    p->out = next;
+    (void)take(c);
+}
+
+static bool plan_node(pk_backend *backend, cursor *c) {
+    const ggml_tensor *node = take(c);
+    switch (node->op) {
+        case GGML_OP_MUL_MAT: {
+            pk_linear_pattern pattern = {.mm = node, .out = node};
+            with_lora(backend, c, &pattern);
+            with_next(backend, c, &pattern);
+            return pk_plan_linear(backend, &pattern);
+        }
+        case GGML_OP_RMS_NORM: {
+            const ggml_tensor *next = peek(c);
+            if (!is(next, GGML_OP_MUL) || next->src[0] != node || !only_link(backend, node) || pk_rows(next->src[1]) != 1) {
+                return pk_plan_rows(backend, node, NULL);
+            }
+            return pk_plan_rows(backend, take(c), node);
+        }
+        case GGML_OP_ROPE: return pk_plan_rope(backend, node);
+        case GGML_OP_FLASH_ATTN_EXT: return pk_plan_attention(backend, node);
+        default: return pk_plan_rows(backend, node, NULL);
+    }
+}
+
+bool pk_plan(pk_backend *backend, ggml_graph *graph) {
+    cursor c = {.graph = graph, .n = pk_host.graph_n_nodes(graph)};
+    backend->n_steps = 0;
+    backend->rope_node = NULL;
+    backend->scratch_bytes = 0;
+    memset(backend->packed, 0, sizeof backend->packed);
+    memset(backend->slot_needs, 0, sizeof backend->slot_needs);
+    if (!count_uses(backend, graph, c.n)) return false;
+    while (peek(&c)) {
+        if (!plan_node(backend, &c)) return false;
+    }
+    atomic_fetch_add(&pk_count.nodes, (uint_fast64_t)c.n);
+    return true;
+}
+
+pk_step *pk_add_step(pk_backend *backend, pk_unit_fn unit, size_t units, const ggml_tensor *node) {
+    if (backend->n_steps == backend->room) {
+        const size_t room = backend->room ? 2 * backend->room : 256;
+        pk_step *steps = realloc(backend->steps, room * sizeof *steps);
+        if (!steps) return NULL;
+        backend->steps = steps;
+        backend->room = room;
+    }
+    pk_step *step = &backend->steps[backend->n_steps++];
+    memset(step, 0, sizeof *step);
+    step->unit = unit;
+    step->units = units;
+    step->node = node;
+    atomic_init(&step->next, 0);
+    return step;
+}
+
+void pk_need(pk_backend *backend, pk_slot slot, size_t bytes) {
+    if (backend->slot_needs[slot] < bytes) backend->slot_needs[slot] = bytes;
+}
+
+void pk_need_scratch(pk_backend *backend, size_t bytes) {
+    if (backend->scratch_bytes < bytes) backend->scratch_bytes = bytes;
+}

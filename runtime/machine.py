@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine can do at most, measured: int8 and float32 arithmetic, and reading memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import kernels
+
+_ROUND_S = 0.1  # of a probe on registers: long enough for a core to reach its clock and threads to overlap
+_TRIES = 5  # the best counts: a limit is what the machine reaches undisturbed
+_FIRST_ROUNDS = 100_000  # to learn how long a round takes
+_BUFFER_BYTES = 256 << 20
+_CHUNK_WORDS = 64  # PK_PROBE_CHUNK in 64-bit words
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Limits of all `threads` together, in 10^9 a second; a multiplication and an addition are two."""
+
+    int8_gops: float
+    fp32_gflops: float
+    read_gbps: float
+    threads: int
+    cpu_features: tuple[str, ...]  # instruction sets that kernels may use
+
+    def to_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure(n_threads: int) -> Machine:
+    """Measure; takes about two seconds.
+
+    Raises:
+        KernelError: libpk is missing or broken.
+    """
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="pocketphi-probe") as pool:
+        crew = _Crew(pool, n_threads)
+        return Machine(
+            int8_gops=_arithmetic(crew, kernels.probe_int8),
+            fp32_gflops=_arithmetic(crew, kernels.probe_fp32),
+            read_gbps=_reading(crew),
+            threads=n_threads,
+            cpu_features=kernels.cpu_features(),
+        )
+
+
+class _Crew:
+    """Threads that start a piece of work at the same moment."""
+
+    def __init__(self, pool: ThreadPoolExecutor, n_threads: int) -> None:
+        self.n_threads = n_threads
+        self._pool = pool
+        self._start = threading.Barrier(n_threads)
+
+    def rate(self, work: Callable[[int], float]) -> float:
+        """What `work(i)` did on all threads, in 10^9 a second from the first start to the last end."""
+
+        def one(i: int) -> tuple[float, float, float]:
+            self._start.wait()
+            began = time.perf_counter()
+            done = work(i)
+            return began, time.perf_counter(), done
+
+        spans = list(self._pool.map(one, range(self.n_threads)))
+        seconds = max(s[1] for s in spans) - min(s[0] for s in spans)
+        return sum(s[2] for s in spans) / max(seconds, 1e-9) / 1e9
+
+
+def _arithmetic(crew: _Crew, probe: Callable[[int], tuple[int, float]]) -> float:
+    began = time.perf_counter()
+    probe(_FIRST_ROUNDS)
+    rounds = max(_FIRST_ROUNDS, int(_FIRST_ROUNDS * _ROUND_S / max(time.perf_counter() - began, 1e-6)))
+    rounds = min(rounds, 1 << 30)
+    return max(crew.rate(lambda _: probe(rounds)[0]) for _ in range(_TRIES))
+
+
+def _reading(crew: _Crew) -> float:
+    """Each thread reads a part of its own of a buffer that no cache holds."""
+    n_bytes = max(_BUFFER_BYTES, 2 * _last_cache_bytes())
+    words = -(-n_bytes // 8 // crew.n_threads // _CHUNK_WORDS) * _CHUNK_WORDS
+    parts = [np.empty(words, np.uint64) for _ in range(crew.n_threads)]
+
+    def fill(i: int) -> float:  # on the thread that will read it: where the pages are is decided now
+        parts[i].fill(i)
+        return 0.0
+
+    def read(i: int) -> float:
+        kernels.probe_read(parts[i])
+        return float(parts[i].nbytes)
+
+    crew.rate(fill)
+    return max(crew.rate(read) for _ in range(_TRIES))
+
+
+def _last_cache_bytes() -> int:
+    """The size of the largest cache; 0 where the system does not say."""
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text("ascii").strip()
+        number, unit = text.rstrip("KMG"), text[-1:]
+        if number.isdecimal():
+            sizes.append(int(number) << {"K": 10, "M": 20, "G": 30}.get(unit, 0))
+    return max(sizes)
