@@ -71,6 +71,7 @@ _CALLS: Mapping[str, tuple[Any, list[Any]]] = {
     "ggml_backend_alloc_ctx_tensors_from_buft": (_P, [_P, _P]),
     "ggml_backend_buffer_clear": (None, [_P, ctypes.c_uint8]),
     "ggml_backend_buffer_free": (None, [_P]),
+    "ggml_backend_buft_alloc_buffer": (_P, [_P, _Z]),
     "ggml_backend_buffer_set_usage": (None, [_P, _I]),
     "ggml_backend_dev_backend_reg": (_P, [_P]),
     "ggml_backend_dev_buffer_type": (_P, [_P]),
@@ -317,6 +318,16 @@ class Graph:
         """Whether the device says it can compute a node; asked after `load`."""
         return bool(GGML.ggml_backend_dev_supports_op(self.device.handle, node.handle))
 
+    def supports_with(self, node: Tensor, weight: Tensor) -> bool:
+        """What llama.cpp asks before a weight has memory: whether it may lie in the device's buffer type."""
+        buffer_type = GGML.ggml_backend_dev_buffer_type(self.device.handle)
+        head = _TensorHead.from_address(weight.handle)
+        head.buffer = GGML.ggml_backend_buft_alloc_buffer(buffer_type, 0)
+        supported = self.supports(node)
+        GGML.ggml_backend_buffer_free(head.buffer)
+        head.buffer = None
+        return supported
+
     def read(self, tensor: Tensor) -> Array:
         """A tensor's values, or uint8 [rows, bytes of a row] where numpy has no such type."""
         raw = self.read_bytes(tensor, 0, GGML.ggml_nbytes(tensor.handle))
@@ -340,6 +351,10 @@ class Graph:
     def fill_bytes(self, tensor: Tensor, offset: int, size: int, value: int) -> None:
         """Replace part of a tensor with one value."""
         GGML.ggml_backend_tensor_memset(tensor.handle, value, offset, size)
+
+    def clear_weights(self) -> None:
+        """All bytes of the buffer that `weight` allocates from: zero."""
+        GGML.ggml_backend_buffer_clear(self._buffers[0], 0)
 
     def _leaf(self, context: int, kind: GgmlType, ne: tuple[int, ...], data: Array) -> Tensor:
         tensor = Tensor(GGML.ggml_new_tensor(context, kind.id, len(ne), (_L * len(ne))(*ne)))

@@ -247,6 +247,59 @@ def test_stock_cannot_be_had_once_one_is_registered(library: Any) -> None:
     }
 
 
+@pytest.fixture
+def ours() -> Path:
+    """The plug-in of this package."""
+    path = ggml_plugin.library_path()
+    if not path.is_file():
+        pytest.skip("the package was built without plug-in")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        ("none", "this CPU has none of the instruction sets that beat ggml's own"),
+        ("avx2,avx3", "POCKETPHI_CPU_MASK names an unknown CPU feature"),
+    ],
+)
+def test_ours_refuses_a_cpu_without_what_it_needs(ours: Path, mask: str, reason: str) -> None:
+    found = load(ours, POCKETPHI_CPU_MASK=mask)
+    assert_stock(found, f"libpk_ggml{ours.suffix} is not usable here: {reason}", "INFO")
+
+
+INIT = """
+import ctypes, sys
+plugin = ctypes.CDLL(sys.argv[1])
+plugin.ggml_backend_init.restype = ctypes.c_void_p
+plugin.pk_ggml_refusal.restype = ctypes.c_char_p
+assert plugin.pk_ggml_refusal() is None
+for _ in range(2):
+    assert plugin.ggml_backend_init() is None
+    print(plugin.pk_ggml_refusal().decode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        ("", "the host's ggml library was not found"),
+        ("none", "the host's ggml library was not found"),
+        ("sse9", "POCKETPHI_CPU_MASK names an unknown CPU feature"),
+    ],
+)
+def test_ours_without_ggml_refuses_by_itself(ours: Path, mask: str, reason: str) -> None:
+    """Any program may load it: what it lacks is NULL and a reason, not a crash."""
+    env = {k: v for k, v in os.environ.items() if k != "POCKETPHI_CPU_MASK"}
+    done = subprocess.run(
+        [sys.executable, "-c", INIT, str(ours)],
+        env=env | ({"POCKETPHI_CPU_MASK": mask} if mask else {}),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [reason] * 2
+
+
 def test_what_info_prints() -> None:
     state = ggml_plugin.PluginState(True, "", "avx2", "0.25.3", Path("/x/libpk_ggml.so"))
     assert kernels_line(state) == "avx2 (libpk_ggml for ggml 0.25.3)"

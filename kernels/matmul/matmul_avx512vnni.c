@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_avx512vnni.c - quantised weights with AVX-512 VNNI: a register is 16 rows, one vpdpbusd four columns of them.
+// matmul_avx512vnni.c - quantised weights with AVX-512 VNNI: a register is 16 rows, one vpdpbusd four columns
+// of them.
 //
-// vpdpbusd multiplies unsigned by signed bytes: weights stay unsigned (their offset comes back through the sums that
-// the tile stores as each product's start) and activations are broadcast four bytes at a time from memory. Up to 8
-// tokens share one unpacking.
+// vpdpbusd multiplies unsigned by signed bytes: weights stay unsigned (their offset comes back through the
+// sums that the tile stores as each product's start) and activations are broadcast four bytes at a time from
+// memory. Up to 8 tokens share one unpacking.
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512VNNI__)
 #error "compile with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 #endif
@@ -14,10 +15,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 enum {
-    MANY = 16,           // tokens: from here on matmul_many_avx512vnni.c is faster
-    GROUPS = 8,          // of four columns in a block of 32
-    ROWS_BYTES = 64,     // 16 rows of one group
-    AHEAD_BYTES = 8192,  // measured: 1 to 4 KiB reach two thirds of it
+    MANY = 16,             // tokens: from here on matmul_many_avx512vnni.c is faster
+    GROUPS = 8,            // of four columns in a block of 32
+    ROWS_BYTES = 64,       // 16 rows of one group
+    AHEAD_BYTES = 8192,    // measured: 1 to 4 KiB reach two thirds of it
     SCALES_NEARER = 7168,  // the scales' own plane is an eighth as long
 };
 
@@ -41,8 +42,12 @@ INLINE __m512i four(const uint8_t *q, size_t t, size_t g) {
 }
 
 INLINE __m512 halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
-INLINE __m512 bytes_u8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p))); }
-INLINE __m512 bytes_s8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p))); }
+INLINE __m512 bytes_u8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)));
+}
+INLINE __m512 bytes_s8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
 
 INLINE __m512i dot(__m512i start, const __m512i *w, const uint8_t *q, size_t t, size_t first, size_t last) {
     for (size_t g = first; g < last; g++) start = _mm512_dpbusd_epi32(start, w[g], four(q, t, g));
@@ -81,7 +86,8 @@ INLINE void close(__m512 *sum, const __m512 *part, block_x xb, size_t n) {
     for (size_t t = 0; t < n; t++) sum[t] = _mm512_fmadd_ps(part[t], _mm512_set1_ps(xb.d[t]), sum[t]);
 }
 
-INLINE void q4_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n, size_t columns) {
+INLINE void q4_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
+                 size_t columns) {
     const size_t blocks = columns / PK_X_BLOCK, shared = PK_SHARED_BLOCKS(PK_W_Q4_0, columns);
     __m512 part[8];
     zero(part, n);
@@ -110,7 +116,8 @@ INLINE void q4_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t til
     }
 }
 
-INLINE void q8_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n, size_t columns) {
+INLINE void q8_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
+                 size_t columns) {
     const size_t blocks = columns / PK_X_BLOCK;
     const uint8_t *scales = panel + blocks * 512;
     for (size_t b = 0; b < blocks; b++, panel += 512, scales += 32) {
@@ -126,7 +133,8 @@ INLINE void q8_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t til
         for (size_t t = 0; t < n; t++) {
             const __m512i start = _mm512_slli_epi32(_mm512_set1_epi32(xb.s8[t]), 4);  // -128 times the sum
             const __m512i dots = dot(start, w, xb.q, t, 0, GROUPS);
-            sum[t] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots), d), _mm512_set1_ps(xb.d[t]), sum[t]);
+            sum[t] =
+                _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots), d), _mm512_set1_ps(xb.d[t]), sum[t]);
         }
     }
 }
@@ -141,8 +149,9 @@ INLINE void with_minimum(__m512 *sum, const __m512i *w, __m512 ds, __m512 dm, bl
     }
 }
 
-// w | (all rotated left & mask): moves bits of each byte to the place that mask names. A rotation takes its count from
-// a register, so that one loop serves all sub-blocks: unrolled, Q5_K's and Q6_K's would outgrow the op cache.
+// w | (all rotated left & mask): moves bits of each byte to the place that mask names. A rotation takes its
+// count from a register, so that one loop serves all sub-blocks: unrolled, Q5_K's and Q6_K's would outgrow
+// the op cache.
 INLINE void or_bits(__m512i *w, const uint8_t *high, unsigned left, char mask) {
     const __m512i count = _mm512_set1_epi32((int)(left & 31));
     for (size_t g = 0; g < GROUPS; g++) {
@@ -151,8 +160,8 @@ INLINE void or_bits(__m512i *w, const uint8_t *high, unsigned left, char mask) {
     }
 }
 
-INLINE void qk(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n, size_t columns,
-               int five) {
+INLINE void qk(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
+               size_t columns, int five) {
     const size_t blocks = columns / 256, bytes = five ? 2880 : 2368;
     for (size_t b = 0; b < blocks; b++, panel += bytes) {
         const __m512 d = halves(panel), dmin8 = _mm512_mul_ps(halves(panel + 32), _mm512_set1_ps(0.125f));
@@ -165,27 +174,31 @@ INLINE void qk(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile,
             look_ahead(panel + i * (bytes / 8), bytes / 4, n);
             low_nibbles(w, q);
             if (five) or_bits(w, h, 4 - i, 16);
-            with_minimum(part, w, _mm512_mul_ps(d, bytes_u8(s + 16 * i)), _mm512_mul_ps(dmin8, bytes_u8(m + 16 * i)),
-                         x_at(x, 8 * b + i, tile, t0), n);
+            with_minimum(part, w, _mm512_mul_ps(d, bytes_u8(s + 16 * i)),
+                         _mm512_mul_ps(dmin8, bytes_u8(m + 16 * i)), x_at(x, 8 * b + i, tile, t0), n);
             high_nibbles(w, q);
             if (five) or_bits(w, h, 3 - i, 16);
             with_minimum(part, w, _mm512_mul_ps(d, bytes_u8(s + 16 * i + 16)),
-                         _mm512_mul_ps(dmin8, bytes_u8(m + 16 * i + 16)), x_at(x, 8 * b + i + 1, tile, t0), n);
+                         _mm512_mul_ps(dmin8, bytes_u8(m + 16 * i + 16)), x_at(x, 8 * b + i + 1, tile, t0),
+                         n);
         }
         close(sum, part, x_at(x, 8 * b, tile, t0), n);
     }
 }
 
-INLINE void q4_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n, size_t columns) {
+INLINE void q4_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
+                 size_t columns) {
     qk(sum, panel, x, tile, t0, n, columns, 0);
 }
 
-INLINE void q5_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n, size_t columns) {
+INLINE void q5_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
+                 size_t columns) {
     qk(sum, panel, x, tile, t0, n, columns, 1);
 }
 
 // One block of 32 columns of Q6_K: two scales for 16 columns each.
-INLINE void with_halves(__m512 *sum, const __m512i *w, __m512 d0, __m512 d1, block_x xb, size_t tile, size_t n) {
+INLINE void with_halves(__m512 *sum, const __m512i *w, __m512 d0, __m512 d1, block_x xb, size_t tile,
+                        size_t n) {
 #pragma GCC unroll 8
     for (size_t t = 0; t < n; t++) {
         const __m512i first = dot(_mm512_set1_epi32(xb.s32[t]), w, xb.q, t, 0, 4);
@@ -195,7 +208,8 @@ INLINE void with_halves(__m512 *sum, const __m512i *w, __m512 d0, __m512 d1, blo
     }
 }
 
-INLINE void q6_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n, size_t columns) {
+INLINE void q6_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
+                 size_t columns) {
     const size_t blocks = columns / 256;
     const uint8_t *scales = panel + blocks * 3328;
     for (size_t b = 0; b < blocks; b++, panel += 3328, scales += 32) {
@@ -230,35 +244,35 @@ INLINE void store(const pk_matmul_args *a, const __m512 *sum, size_t row, size_t
     }
 }
 
-// A tile goes in pieces of 16, 8, 4, 2 and 1 tokens: each piece is a loop of its own with the sums in registers.
-#define PIECE(kernel, n)                                                          \
-    for (; tile - t0 >= (n); t0 += (n)) {                                         \
-        __m512 sum[n];                                                            \
-        for (size_t t = 0; t < (n); t++) sum[t] = _mm512_setzero_ps();            \
-        kernel(sum, panel, x, tile, t0, n, a->columns);                           \
-        store(a, sum, row, token + t0, n);                                        \
+// A tile goes in pieces of 8, 4, 2 and 1 tokens: each piece is a loop of its own with the sums in registers.
+#define PIECE(kernel, n)                                               \
+    for (; tile - t0 >= (n); t0 += (n)) {                              \
+        __m512 sum[n];                                                 \
+        for (size_t t = 0; t < (n); t++) sum[t] = _mm512_setzero_ps(); \
+        kernel(sum, panel, x, tile, t0, n, a->columns);                \
+        store(a, sum, row, token + t0, n);                             \
     }
 
-#define MATMUL(kernel, panel_bytes)                                                                      \
-    void pk_matmul_##kernel##_avx512vnni(const pk_matmul_args *a) {                                      \
-        if (a->tokens >= MANY) {                                                                         \
-            pk_matmul_many_##kernel##_avx512vnni(a);                                                     \
-            return;                                                                                      \
-        }                                                                                                \
-        const size_t panel_size = ((panel_bytes) + 63) / 64 * 64;                                        \
-        const uint8_t *panel = a->w;                                                                     \
-        for (size_t row = 0; row < a->rows; row += PK_PANEL_ROWS, panel += panel_size) {                 \
-            const uint8_t *x = a->x;                                                                     \
-            for (size_t token = 0; token < a->tokens; token += PK_TILE_TOKENS) {                         \
+#define MATMUL(kernel, panel_bytes)                                                                          \
+    void pk_matmul_##kernel##_avx512vnni(const pk_matmul_args *a) {                                          \
+        if (a->tokens >= MANY) {                                                                             \
+            pk_matmul_many_##kernel##_avx512vnni(a);                                                         \
+            return;                                                                                          \
+        }                                                                                                    \
+        const size_t panel_size = ((panel_bytes) + 63) / 64 * 64;                                            \
+        const uint8_t *panel = a->w;                                                                         \
+        for (size_t row = 0; row < a->rows; row += PK_PANEL_ROWS, panel += panel_size) {                     \
+            const uint8_t *x = a->x;                                                                         \
+            for (size_t token = 0; token < a->tokens; token += PK_TILE_TOKENS) {                             \
                 const size_t left = a->tokens - token, tile = left < PK_TILE_TOKENS ? left : PK_TILE_TOKENS; \
-                size_t t0 = 0;                                                                           \
-                PIECE(kernel, 8)                                                                         \
-                PIECE(kernel, 4)                                                                         \
-                PIECE(kernel, 2)                                                                         \
-                PIECE(kernel, 1)                                                                         \
-                x += tile * a->columns / PK_X_BLOCK * PK_X_BLOCK_BYTES;                                  \
-            }                                                                                            \
-        }                                                                                                \
+                size_t t0 = 0;                                                                               \
+                PIECE(kernel, 8)                                                                             \
+                PIECE(kernel, 4)                                                                             \
+                PIECE(kernel, 2)                                                                             \
+                PIECE(kernel, 1)                                                                             \
+                x += tile * a->columns / PK_X_BLOCK * PK_X_BLOCK_BYTES;                                      \
+            }                                                                                                \
+        }                                                                                                    \
     }
 
 MATMUL(q4_0, a->columns / 32 * 288)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_float_avx512f.c - float16, bfloat16 and float32 weights with AVX-512: a register is one column of 16 rows.
+// matmul_float_avx512f.c - float16, bfloat16 and float32 weights with AVX-512: a register is one column of 16
+// rows.
 //
-// Nothing is rounded but the float32 sums: weights are widened exactly, activations stay as they are. A token's sum runs
-// over the columns in four chains (column modulo 4), added at the end: one token alone would wait for each addition.
+// Nothing is rounded but the float32 sums: weights are widened exactly, activations stay as they are. A token's
+// sum runs over the even and the odd columns apart, added at the end: one token alone would wait for each addition.
 #if !defined(__AVX512F__)
 #error "compile with -mavx512f"
 #endif
@@ -52,15 +53,16 @@ INLINE void store(const pk_matmul_args *a, const __m512 *sum, size_t row, size_t
     }
 }
 
-#define PIECE(n)                                                                          \
-    for (; tile - t0 >= (n); t0 += (n)) {                                                 \
-        __m512 sum[n];                                                                    \
-        tokens(sum, panel, x + t0, tile, n, a->columns, weight);                           \
-        store(a, sum, row, token + t0, n);                                                \
+#define PIECE(n)                                                 \
+    for (; tile - t0 >= (n); t0 += (n)) {                        \
+        __m512 sum[n];                                           \
+        tokens(sum, panel, x + t0, tile, n, a->columns, weight); \
+        store(a, sum, row, token + t0, n);                       \
     }
 
 INLINE void matmul(const pk_matmul_args *a, pk_weight weight) {
-    const size_t bytes = a->columns * PK_PANEL_ROWS * (weight == PK_W_F32 ? 4 : 2), panel_size = (bytes + 63) / 64 * 64;
+    const size_t bytes = a->columns * PK_PANEL_ROWS * (weight == PK_W_F32 ? 4 : 2),
+                 panel_size = (bytes + 63) / 64 * 64;
     const uint8_t *panel = a->w;
     for (size_t row = 0; row < a->rows; row += PK_PANEL_ROWS, panel += panel_size) {
         const float *x = (const float *)(const void *)a->x;

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_many_avx512vnni.c - quantised weights times many tokens: two panels are unpacked once for up to 128 tokens.
+// matmul_many_avx512vnni.c - quantised weights times many tokens: two panels are unpacked once for up to 128
+// tokens.
 //
-// With one panel in registers (matmul_avx512vnni.c) every product needs an activation broadcast of its own, and the load
-// ports are as busy as the multipliers. Here a tile is two panels by four tokens: a broadcast serves two products, a
-// register of weights four. Weights of 256 columns at a time lie unpacked in the first-level cache, as unsigned bytes
-// whatever their type; sums are float32 and wait in the second array between those stretches.
+// With one panel in registers (matmul_avx512vnni.c) every product needs an activation broadcast of its own,
+// and the load ports are as busy as the multipliers. Here a tile is two panels by four tokens: a broadcast
+// serves two products, a register of weights four. Weights of 256 columns at a time lie unpacked in the
+// first-level cache, as unsigned bytes whatever their type; sums are float32 and wait in the second array
+// between those stretches.
 //
-// The float32 operations and their order are those of matmul_avx512vnni.c: a token's result is the same bits in both.
+// The float32 operations and their order are those of matmul_avx512vnni.c: a token's result is the same bits
+// in both.
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512VNNI__)
 #error "compile with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 #endif
@@ -17,14 +20,15 @@
 
 #define INLINE static inline __attribute__((always_inline))
 enum {
-    STRETCH = 8,        // blocks of 32 columns unpacked at a time
-    GROUPS = 8,         // of four columns in a block
+    STRETCH = 8,  // blocks of 32 columns unpacked at a time
+    GROUPS = 8,   // of four columns in a block
     PANELS = 2,
     TOKENS = 4,
     MOST_TOKENS = 128,  // whose sums the second array holds
 };
 
-// 256 columns of two panels. scale [1] of a block: the second half's (Q6_K) or the minimum's (Q4_K, Q5_K) over 8.
+// 256 columns of two panels. scale [1] of a block: the second half's (Q6_K) or the minimum's (Q4_K, Q5_K)
+// over 8.
 typedef struct {
     __m512i w[PANELS][STRETCH][GROUPS];
     __m512 scale[PANELS][STRETCH][2];
@@ -48,7 +52,8 @@ INLINE __m512i more(__m512i w, const uint8_t *bits, unsigned left, char mask) {
     return _mm512_ternarylogic_epi32(w, moved, _mm512_set1_epi8(mask), 0xf8);
 }
 
-INLINE void unpack_32(stretch *s, size_t p, const uint8_t *panel, size_t first, size_t blocks, size_t columns, pk_weight type) {
+INLINE void unpack_32(stretch *s, size_t p, const uint8_t *panel, size_t first, size_t blocks, size_t columns,
+                      pk_weight type) {
     const size_t size = type == PK_W_Q4_0 ? 256 : 512;
     const uint8_t *d = panel + columns / 32 * size + first * 32;
     panel += first * size;
@@ -87,11 +92,14 @@ INLINE void unpack_6_k(stretch *s, size_t p, const uint8_t *panel, const uint8_t
     }
 }
 
-INLINE void unpack(stretch *s, size_t p, const uint8_t *panel, size_t first, size_t blocks, size_t columns, pk_weight type) {
+INLINE void unpack(stretch *s, size_t p, const uint8_t *panel, size_t first, size_t blocks, size_t columns,
+                   pk_weight type) {
     switch (type) {
         case PK_W_Q4_K: unpack_45_k(s, p, panel + first / 8 * 2368, 0); break;
         case PK_W_Q5_K: unpack_45_k(s, p, panel + first / 8 * 2880, 1); break;
-        case PK_W_Q6_K: unpack_6_k(s, p, panel + first / 8 * 3328, panel + columns / 256 * 3328 + first / 8 * 32); break;
+        case PK_W_Q6_K:
+            unpack_6_k(s, p, panel + first / 8 * 3328, panel + columns / 256 * 3328 + first / 8 * 32);
+            break;
         default: unpack_32(s, p, panel, first, blocks, columns, type); break;
     }
 }
@@ -108,11 +116,12 @@ typedef struct {
 INLINE block_x x_at(const uint8_t *x, size_t block, size_t tile, size_t t0) {
     const uint8_t *p = x + block * tile * PK_X_BLOCK_BYTES;
     const int32_t *s = (const int32_t *)(const void *)(p + 36 * tile);
-    return (block_x){p + 32 * t0, (const float *)(const void *)(p + 32 * tile) + t0, s + t0, s + tile + t0, tile};
+    return (block_x){p + 32 * t0, (const float *)(const void *)(p + 32 * tile) + t0, s + t0, s + tile + t0,
+                     tile};
 }
 
-INLINE void dots(__m512i dot[PANELS][TOKENS], const stretch *s, size_t b, block_x x, size_t panels, size_t n, size_t first,
-                 size_t last) {
+INLINE void dots(__m512i dot[PANELS][TOKENS], const stretch *s, size_t b, block_x x, size_t panels, size_t n,
+                 size_t first, size_t last) {
 #pragma GCC unroll 8
     for (size_t g = first; g < last; g++) {
         __m512i w[PANELS];
@@ -129,8 +138,8 @@ INLINE void dots(__m512i dot[PANELS][TOKENS], const stretch *s, size_t b, block_
     }
 }
 
-INLINE void block_times(__m512 sum[PANELS][TOKENS], const stretch *s, size_t b, block_x x, size_t panels, size_t n, pk_weight type,
-                        int shared) {
+INLINE void block_times(__m512 sum[PANELS][TOKENS], const stretch *s, size_t b, block_x x, size_t panels,
+                        size_t n, pk_weight type, int shared) {
     __m512i dot[PANELS][TOKENS];
     if (type == PK_W_Q6_K) {
 #pragma GCC unroll 4
@@ -172,21 +181,25 @@ INLINE void block_times(__m512 sum[PANELS][TOKENS], const stretch *s, size_t b, 
                 continue;
             }
             sum[p][t] = _mm512_fmadd_ps(v, s->scale[p][b][0], sum[p][t]);
-            if (type == PK_W_Q4_K || type == PK_W_Q5_K) sum[p][t] = _mm512_fmadd_ps(s->scale[p][b][1], s8, sum[p][t]);
+            if (type == PK_W_Q4_K || type == PK_W_Q5_K)
+                sum[p][t] = _mm512_fmadd_ps(s->scale[p][b][1], s8, sum[p][t]);
         }
     }
 }
 
 // ---- all tokens of a stretch; n and panels are constants wherever this is inlined ----
 
-INLINE void tokens_times(__m512 (*sums)[MOST_TOKENS], const stretch *s, const uint8_t *x, size_t first, size_t blocks, size_t tile,
-                         size_t t0, size_t at, size_t panels, size_t n, pk_weight type, int shared) {
+INLINE void tokens_times(__m512 (*sums)[MOST_TOKENS], const stretch *s, const uint8_t *x, size_t first,
+                         size_t blocks, size_t tile, size_t t0, size_t at, size_t panels, size_t n,
+                         pk_weight type, int shared) {
     __m512 sum[PANELS][TOKENS];
     for (size_t t = 0; t < n; t++) {
-        for (size_t p = 0; p < panels; p++) sum[p][t] = first && !shared ? sums[p][at + t] : _mm512_setzero_ps();
+        for (size_t p = 0; p < panels; p++)
+            sum[p][t] = first && !shared ? sums[p][at + t] : _mm512_setzero_ps();
     }
 #pragma GCC unroll 1
-    for (size_t b = 0; b < blocks; b++) block_times(sum, s, b, x_at(x, first + b, tile, t0), panels, n, type, shared);
+    for (size_t b = 0; b < blocks; b++)
+        block_times(sum, s, b, x_at(x, first + b, tile, t0), panels, n, type, shared);
     for (size_t t = 0; t < n; t++) {
         const __m512 d = _mm512_set1_ps(x_at(x, first, tile, t0).d[t]);
         for (size_t p = 0; p < panels; p++) {
@@ -207,27 +220,31 @@ INLINE void store(const pk_matmul_args *a, const __m512 *sums, size_t row, size_
     }
 }
 
-INLINE void some_tokens(const pk_matmul_args *a, const uint8_t *panel, size_t panel_size, const uint8_t *x, size_t row, size_t token,
-                        size_t count, size_t panels, pk_weight type, int shared) {
+INLINE void some_tokens(const pk_matmul_args *a, const uint8_t *panel, size_t panel_size, const uint8_t *x,
+                        size_t row, size_t token, size_t count, size_t panels, pk_weight type, int shared) {
     stretch s;
     __m512 sums[PANELS][MOST_TOKENS];
     const size_t blocks = a->columns / PK_X_BLOCK, tile_bytes = blocks * PK_TILE_TOKENS * PK_X_BLOCK_BYTES;
     for (size_t first = 0; first < blocks; first += STRETCH) {
         const size_t here = blocks - first < STRETCH ? blocks - first : STRETCH;
-        for (size_t p = 0; p < panels; p++) unpack(&s, p, panel + p * panel_size, first, here, a->columns, type);
+        for (size_t p = 0; p < panels; p++)
+            unpack(&s, p, panel + p * panel_size, first, here, a->columns, type);
         const uint8_t *tile_x = x;
         for (size_t at = 0; at < count; at += PK_TILE_TOKENS, tile_x += tile_bytes) {
             const size_t tile = count - at < PK_TILE_TOKENS ? count - at : PK_TILE_TOKENS;
             size_t t0 = 0;
-            for (; t0 + TOKENS <= tile; t0 += TOKENS) tokens_times(sums, &s, tile_x, first, here, tile, t0, at + t0, panels, TOKENS, type, shared);
-            for (; t0 < tile; t0++) tokens_times(sums, &s, tile_x, first, here, tile, t0, at + t0, panels, 1, type, shared);
+            for (; t0 + TOKENS <= tile; t0 += TOKENS)
+                tokens_times(sums, &s, tile_x, first, here, tile, t0, at + t0, panels, TOKENS, type, shared);
+            for (; t0 < tile; t0++)
+                tokens_times(sums, &s, tile_x, first, here, tile, t0, at + t0, panels, 1, type, shared);
         }
     }
     for (size_t p = 0; p < panels; p++) store(a, sums[p], row + p * PK_PANEL_ROWS, token, count);
 }
 
 INLINE void matmul(const pk_matmul_args *a, size_t panel_bytes, pk_weight type, int shared) {
-    const size_t panel_size = (panel_bytes + 63) / 64 * 64, tile_bytes = a->columns / PK_X_BLOCK * PK_TILE_TOKENS * PK_X_BLOCK_BYTES;
+    const size_t panel_size = (panel_bytes + 63) / 64 * 64,
+                 tile_bytes = a->columns / PK_X_BLOCK * PK_TILE_TOKENS * PK_X_BLOCK_BYTES;
     for (size_t token = 0; token < a->tokens; token += MOST_TOKENS) {
         const size_t count = a->tokens - token < MOST_TOKENS ? a->tokens - token : MOST_TOKENS;
         const uint8_t *panel = a->w, *x = a->x + token / PK_TILE_TOKENS * tile_bytes;
@@ -244,7 +261,15 @@ void pk_matmul_many_q4_0_avx512vnni(const pk_matmul_args *a) {
     else matmul(a, a->columns / 32 * 288, PK_W_Q4_0, 0);
 }
 
-void pk_matmul_many_q8_0_avx512vnni(const pk_matmul_args *a) { matmul(a, a->columns / 32 * 544, PK_W_Q8_0, 0); }
-void pk_matmul_many_q4_k_avx512vnni(const pk_matmul_args *a) { matmul(a, a->columns / 256 * 2368, PK_W_Q4_K, 1); }
-void pk_matmul_many_q5_k_avx512vnni(const pk_matmul_args *a) { matmul(a, a->columns / 256 * 2880, PK_W_Q5_K, 1); }
-void pk_matmul_many_q6_k_avx512vnni(const pk_matmul_args *a) { matmul(a, a->columns / 256 * 3360, PK_W_Q6_K, 1); }
+void pk_matmul_many_q8_0_avx512vnni(const pk_matmul_args *a) {
+    matmul(a, a->columns / 32 * 544, PK_W_Q8_0, 0);
+}
+void pk_matmul_many_q4_k_avx512vnni(const pk_matmul_args *a) {
+    matmul(a, a->columns / 256 * 2368, PK_W_Q4_K, 1);
+}
+void pk_matmul_many_q5_k_avx512vnni(const pk_matmul_args *a) {
+    matmul(a, a->columns / 256 * 2880, PK_W_Q5_K, 1);
+}
+void pk_matmul_many_q6_k_avx512vnni(const pk_matmul_args *a) {
+    matmul(a, a->columns / 256 * 3360, PK_W_Q6_K, 1);
+}

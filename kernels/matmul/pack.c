@@ -11,9 +11,14 @@ enum { Q4_0_BYTES = 18, Q8_0_BYTES = 34, Q4_K_BYTES = 144, Q5_K_BYTES = 176, Q6_
 static const struct {
     size_t columns, source, panel;
 } blocks[PK_W_TYPES] = {
-    [PK_W_Q4_0] = {32, Q4_0_BYTES, 18},   [PK_W_Q8_0] = {32, Q8_0_BYTES, 34},   [PK_W_Q4_K] = {256, Q4_K_BYTES, 148},
-    [PK_W_Q5_K] = {256, Q5_K_BYTES, 180}, [PK_W_Q6_K] = {256, Q6_K_BYTES, 210}, [PK_W_F16] = {1, 2, 2},
-    [PK_W_BF16] = {1, 2, 2},              [PK_W_F32] = {1, 4, 4},
+    [PK_W_Q4_0] = {32, Q4_0_BYTES, 18},
+    [PK_W_Q8_0] = {32, Q8_0_BYTES, 34},
+    [PK_W_Q4_K] = {256, Q4_K_BYTES, 148},
+    [PK_W_Q5_K] = {256, Q5_K_BYTES, 180},
+    [PK_W_Q6_K] = {256, Q6_K_BYTES, 210},
+    [PK_W_F16] = {1, 2, 2},
+    [PK_W_BF16] = {1, 2, 2},
+    [PK_W_F32] = {1, 4, 4},
 };
 
 size_t pk_row_bytes(pk_weight weight, size_t columns) {
@@ -37,7 +42,8 @@ static inline void move_groups(uint8_t *panel, uint8_t *source, size_t n, bool p
 
 // Below, `panel` and `source` are one row's: panel points at row r of the first group.
 
-static inline void move_32(uint8_t *panel, uint8_t *source, size_t r, size_t columns, size_t bytes, bool pack) {
+static inline void move_32(uint8_t *panel, uint8_t *source, size_t r, size_t columns, size_t bytes,
+                           bool pack) {
     const size_t n = columns / 32;
     uint8_t *d = panel + n * bytes * PK_PANEL_ROWS;  // the scales' plane follows the numbers'
     for (size_t b = 0; b < n; b++, panel += bytes * PK_PANEL_ROWS, d += 32, source += 2 + bytes) {
@@ -46,8 +52,8 @@ static inline void move_32(uint8_t *panel, uint8_t *source, size_t r, size_t col
     }
 }
 
-// Eight scales and minimums in 6 bits each: ggml keeps the first four in the low bits of 8 bytes, the others' low four
-// bits in 4 bytes more and their high two above the first's.
+// Eight scales and minimums in 6 bits each: ggml keeps the first four in the low bits of 8 bytes, the others'
+// low four bits in 4 bytes more and their high two above the first's.
 static inline void move_scales(uint8_t *s, uint8_t *m, uint8_t *packed, bool pack) {
     if (!pack) memset(packed, 0, 12);
     for (size_t i = 0; i < 4; i++) {
@@ -66,7 +72,8 @@ static inline void move_scales(uint8_t *s, uint8_t *m, uint8_t *packed, bool pac
     }
 }
 
-static inline void move_q45_k(uint8_t *panel, uint8_t *source, size_t r, size_t columns, bool five, bool pack) {
+static inline void move_q45_k(uint8_t *panel, uint8_t *source, size_t r, size_t columns, bool five,
+                              bool pack) {
     const size_t source_bytes = five ? Q5_K_BYTES : Q4_K_BYTES, panel_bytes = five ? 2880 : 2368;
     for (size_t b = 0; b < columns / 256; b++, panel += panel_bytes, source += source_bytes) {
         move(panel + 2 * r, source, 2, pack);
@@ -88,7 +95,8 @@ static inline void move_q6_k(uint8_t *panel, uint8_t *source, size_t r, size_t c
     }
 }
 
-static inline void move_row(uint8_t *panel, uint8_t *source, pk_weight weight, size_t r, size_t columns, bool pack) {
+static inline void move_row(uint8_t *panel, uint8_t *source, pk_weight weight, size_t r, size_t columns,
+                            bool pack) {
     const size_t bytes = blocks[weight].source;
     switch (weight) {
         case PK_W_Q4_0: move_32(panel, source, r, columns, 16, pack); break;
@@ -99,7 +107,8 @@ static inline void move_row(uint8_t *panel, uint8_t *source, pk_weight weight, s
         case PK_W_F16:
         case PK_W_BF16:
         case PK_W_F32:
-            for (size_t k = 0; k < columns; k++) move(panel + (k * PK_PANEL_ROWS + r) * bytes, source + k * bytes, bytes, pack);
+            for (size_t k = 0; k < columns; k++)
+                move(panel + (k * PK_PANEL_ROWS + r) * bytes, source + k * bytes, bytes, pack);
             break;
         case PK_W_TYPES: break;
     }
@@ -113,7 +122,8 @@ void pk_pack(uint8_t *restrict packed, const uint8_t *source, pk_weight weight, 
         if ((p + 1) * PK_PANEL_ROWS > rows) memset(panel, 0, panel_bytes);
         for (size_t r = 0; r < PK_PANEL_ROWS && p * PK_PANEL_ROWS + r < rows; r++) {
             // packing only reads the source: the walk writes one side or the other
-            move_row(panel, (uint8_t *)(uintptr_t)(source + (p * PK_PANEL_ROWS + r) * row_bytes), weight, r, columns, true);
+            move_row(panel, (uint8_t *)(uintptr_t)(source + (p * PK_PANEL_ROWS + r) * row_bytes), weight, r,
+                     columns, true);
         }
     }
 }

@@ -58,7 +58,6 @@ typedef struct ggml_backend_buffer_type ggml_buffer_type;
 typedef struct ggml_backend_device ggml_device;
 typedef struct ggml_backend_reg ggml_reg;
 typedef struct ggml_backend ggml_backend;
-typedef struct ggml_cgraph ggml_graph;  // never looked into
 
 typedef struct ggml_tensor {
     int type;
@@ -76,6 +75,20 @@ typedef struct ggml_tensor {
     void *extra;  // the buffer's owner's: ours marks packed weights
     char padding[8];
 } ggml_tensor;
+
+// ggml's set of a graph's nodes and leaves: open addressing from the address / 16 on.
+typedef struct {
+    size_t size;
+    uint32_t *used;  // a bit for each place
+    ggml_tensor **keys;
+} ggml_graph_nodes;
+
+typedef struct {
+    int counts[3];
+    ggml_tensor **lists[4];
+    int32_t *use_counts;  // how many nodes read each, by its place in `visited`
+    ggml_graph_nodes visited;
+} ggml_graph;  // as far as it is read: its nodes come from the host's functions
 
 struct ggml_backend_buffer_type {
     struct {

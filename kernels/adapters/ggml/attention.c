@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// attention.c - the steps of attention: one unit is a key-value head and some tokens, or, for one token over a long
-// context, a part of the keys with all heads, put together in a step of its own.
+// attention.c - the steps of attention: one unit is a key-value head and some tokens, or, for one token over
+// a long context, a part of the keys with all heads, put together in a step of its own.
 #include <string.h>
 
 #include "plugin.h"
 
 enum {
-    PART_KEYS = 256,      // of a unit: long enough to read, short enough that threads share a context of 1,000 fairly
-    WORTH_PARTS = 1024,   // keys from which on the memory's order counts: one head alone reads 256 bytes of every row
+    PART_KEYS =
+        256,  // of a unit: long enough to read, short enough that threads share a context of 1,000 fairly
+    WORTH_PARTS =
+        1024,  // keys from which on the memory's order counts: one head alone reads 256 bytes of every row
 };
 
 static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -29,11 +31,13 @@ static shape shape_of(const ggml_tensor *node) {
 static pk_kv kv_type(const ggml_tensor *t) { return t->type == GGML_TYPE_Q8_0 ? PK_KV_Q8_0 : PK_KV_F16; }
 
 // The arguments of one call: `tokens` tokens from `token` on, of key-value head kv, over all keys.
-static pk_attention_args args_of(const ggml_tensor *node, size_t kv, size_t token, size_t tokens, uint8_t *scratch) {
+static pk_attention_args args_of(const ggml_tensor *node, size_t kv, size_t token, size_t tokens,
+                                 uint8_t *scratch) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3];
     const shape s = shape_of(node);
     pk_attention_args args = {
-        .q = (const float *)(const void *)((const uint8_t *)q->data + token * q->nb[1] + kv * s.group * q->nb[2]),
+        .q = (const float *)(const void *)((const uint8_t *)q->data + token * q->nb[1] +
+                                           kv * s.group * q->nb[2]),
         .q_token = q->nb[1],
         .q_head = q->nb[2],
         .k = (const uint8_t *)k->data + kv * k->nb[2],
@@ -69,12 +73,16 @@ static void many_unit(const pk_backend *backend, const pk_step *step, size_t uni
 }
 
 // Results [parts][group][head] of each key-value head, then all states [parts][group][2].
-static float *part_out(const pk_backend *backend, const pk_step *step, const shape *s, size_t kv, size_t part) {
-    return (float *)(void *)backend->slots[PK_SLOT_PARTS] + (kv * step->attention.parts + part) * s->group * s->head;
+static float *part_out(const pk_backend *backend, const pk_step *step, const shape *s, size_t kv,
+                       size_t part) {
+    return (float *)(void *)backend->slots[PK_SLOT_PARTS] +
+           (kv * step->attention.parts + part) * s->group * s->head;
 }
 
-static float *part_state(const pk_backend *backend, const pk_step *step, const shape *s, size_t kv, size_t part) {
-    float *states = (float *)(void *)backend->slots[PK_SLOT_PARTS] + s->heads * step->attention.parts * s->head;
+static float *part_state(const pk_backend *backend, const pk_step *step, const shape *s, size_t kv,
+                         size_t part) {
+    float *states =
+        (float *)(void *)backend->slots[PK_SLOT_PARTS] + s->heads * step->attention.parts * s->head;
     return states + (kv * step->attention.parts + part) * s->group * 2;
 }
 
@@ -98,8 +106,8 @@ static void merge_unit(const pk_backend *backend, const pk_step *step, size_t kv
     (void)scratch;
     const shape s = shape_of(step->node);
     float *out = (float *)(void *)((uint8_t *)step->node->data + kv * s.group * step->node->nb[1]);
-    pk_attention_merge(out, step->node->nb[1], part_out(backend, step, &s, kv, 0), part_state(backend, step, &s, kv, 0),
-                       step->attention.parts, s.group, s.head);
+    pk_attention_merge(out, step->node->nb[1], part_out(backend, step, &s, kv, 0),
+                       part_state(backend, step, &s, kv, 0), step->attention.parts, s.group, s.head);
 }
 
 static bool plan_parts(pk_backend *backend, const ggml_tensor *node, const shape *s) {

@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // buffer.c - the buffer type: plain memory in which a weight matrix lies packed from the moment it is set.
 //
-// A tensor is packed when it is a matrix of a type we multiply and lies in a buffer that is not for intermediate results;
-// its `extra` says so. Reading it back gives ggml's bytes again, also in parts and through views.
+// A tensor is packed when it is a matrix of a type we multiply and lies in a buffer that is not for
+// intermediate results; its `extra` says so. Reading it back gives ggml's bytes again, also in parts and
+// through views.
 #include <stdlib.h>
 #include <string.h>
 
 #include "plugin.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 enum {
     ALIGNMENT = 64,
-    HUGE_PAGE = 2 << 20,
-    TASK_BYTES = 2 * HUGE_PAGE,  // packed by one thread: two that touch one fresh huge page both clear all of it
+    TASK_BYTES = 4 << 20,  // packed by one thread at a time
 };
 
 static char packed_mark;  // its address is the mark
@@ -62,7 +58,8 @@ static void pack_panels(void *context, int thread, int n_threads) {
         const size_t first = atomic_fetch_add(&job->next, job->task);
         if (first >= job->panels) return;
         const size_t last = first + job->task < job->panels ? first + job->task : job->panels;
-        pk_pack(job->tensor->data, job->source, job->weight, (size_t)job->tensor->ne[1], (size_t)job->tensor->ne[0], first, last);
+        pk_pack(job->tensor->data, job->source, job->weight, (size_t)job->tensor->ne[1],
+                (size_t)job->tensor->ne[0], first, last);
     }
 }
 
@@ -75,11 +72,13 @@ static void pack(pk_threads *threads, ggml_tensor *tensor, const uint8_t *source
     atomic_fetch_add(&pk_count.packed_bytes, job.panels * pk_panel_bytes(weight, (size_t)tensor->ne[0]));
 }
 
-// Part of a packed tensor, ggml's bytes [offset, offset + size): its panels are unpacked, read or changed, packed again.
+// Part of a packed tensor, ggml's bytes [offset, offset + size): its panels are unpacked, read or changed,
+// packed again.
 static void patch(const ggml_tensor *root, const uint8_t *in, uint8_t *out, size_t offset, size_t size) {
     pk_weight weight;
     if (!pk_weight_of(root->type, &weight)) return;
-    const size_t columns = (size_t)root->ne[0], rows = (size_t)root->ne[1], row = pk_row_bytes(weight, columns);
+    const size_t columns = (size_t)root->ne[0], rows = (size_t)root->ne[1],
+                 row = pk_row_bytes(weight, columns);
     const size_t panel_rows = row * PK_PANEL_ROWS;
     uint8_t *plain = malloc(panel_rows);
     if (!plain) abort();  // the host's interface has no way to say it, and wrong weights must not be used
@@ -115,17 +114,11 @@ static const ggml_tensor *packed_root(const ggml_tensor *t, size_t *offset) {
 typedef struct {
     void *base;
     pk_threads *threads;
-    bool mapped;
 } memory;
 
 static void buffer_free(ggml_buffer *buffer) {
     memory *m = buffer->context;
-#if defined(__linux__)
-    if (m->mapped) munmap(m->base, buffer->size);
-    else free(m->base);
-#else
     free(m->base);
-#endif
     pk_threads_close(m->threads);
     free(m);
 }
@@ -137,7 +130,8 @@ static int buffer_init_tensor(ggml_buffer *buffer, ggml_tensor *tensor) {
     return GGML_STATUS_SUCCESS;
 }
 
-static void buffer_memset_tensor(ggml_buffer *buffer, ggml_tensor *tensor, uint8_t value, size_t offset, size_t size) {
+static void buffer_memset_tensor(ggml_buffer *buffer, ggml_tensor *tensor, uint8_t value, size_t offset,
+                                 size_t size) {
     (void)buffer;
     size_t from = offset;
     const ggml_tensor *root = packed_root(tensor, &from);
@@ -152,7 +146,8 @@ static void buffer_memset_tensor(ggml_buffer *buffer, ggml_tensor *tensor, uint8
     free(bytes);
 }
 
-static void buffer_set_tensor(ggml_buffer *buffer, ggml_tensor *tensor, const void *data, size_t offset, size_t size) {
+static void buffer_set_tensor(ggml_buffer *buffer, ggml_tensor *tensor, const void *data, size_t offset,
+                              size_t size) {
     size_t from = offset;
     const ggml_tensor *root = packed_root(tensor, &from);
     pk_weight weight;
@@ -165,7 +160,8 @@ static void buffer_set_tensor(ggml_buffer *buffer, ggml_tensor *tensor, const vo
     }
 }
 
-static void buffer_get_tensor(ggml_buffer *buffer, const ggml_tensor *tensor, void *data, size_t offset, size_t size) {
+static void buffer_get_tensor(ggml_buffer *buffer, const ggml_tensor *tensor, void *data, size_t offset,
+                              size_t size) {
     (void)buffer;
     size_t from = offset;
     const ggml_tensor *root = packed_root(tensor, &from);
@@ -173,7 +169,9 @@ static void buffer_get_tensor(ggml_buffer *buffer, const ggml_tensor *tensor, vo
     else memcpy(data, (const uint8_t *)tensor->data + offset, size);
 }
 
-static void buffer_clear(ggml_buffer *buffer, uint8_t value) { memset(buffer_base(buffer), value, buffer->size); }
+static void buffer_clear(ggml_buffer *buffer, uint8_t value) {
+    memset(buffer_base(buffer), value, buffer->size);
+}
 
 // ---- the buffer type ----
 
@@ -185,20 +183,6 @@ static const char *type_name(ggml_buffer_type *type) {
 static size_t type_alignment(ggml_buffer_type *type) {
     (void)type;
     return ALIGNMENT;
-}
-
-// Weights are read from one end to the other for every token: huge pages save most of the page walks.
-static bool allocate(memory *m, size_t size) {
-#if defined(__linux__)
-    if (size >= HUGE_PAGE) {
-        m->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        m->mapped = m->base != MAP_FAILED;
-        if (m->mapped) (void)madvise(m->base, size, MADV_HUGEPAGE);
-        return m->mapped;
-    }
-#endif
-    m->base = aligned_alloc(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-    return m->base != NULL;
 }
 
 static ggml_buffer *type_alloc(ggml_buffer_type *type, size_t size) {
@@ -214,8 +198,10 @@ static ggml_buffer *type_alloc(ggml_buffer_type *type, size_t size) {
     memory *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->threads = pk_threads_open();
-    if (!m->threads || !allocate(m, size ? size : ALIGNMENT)) {
+    m->base = aligned_alloc(ALIGNMENT, (size / ALIGNMENT + 1) * ALIGNMENT);
+    if (!m->threads || !m->base) {
         pk_threads_close(m->threads);
+        free(m->base);
         free(m);
         return NULL;
     }

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear.c - the steps of a matrix multiplication: pack the activations, then W x with what is fused to it.
 //
-// A unit of the second step is some tokens times some panels of W: tokens enough to use a panel many times, few enough
-// that their packed activations stay in a core's second-level cache. A LoRA, a residual and SwiGLU are done per unit,
-// while its results are still there.
+// A unit of the second step is some tokens times some panels of W: tokens enough to use a panel many times,
+// few enough that their packed activations stay in a core's second-level cache. A LoRA, a residual and SwiGLU
+// are done per unit, while its results are still there.
 #include <string.h>
 
 #include "plugin.h"
 
 enum {
-    X_BYTES = 600 << 10,       // packed activations of a unit: over half of a 1 MB L2
-    CHUNK_BYTES = 256 << 10,   // weights of a unit when there are few tokens: a long sequential read
-    CHUNK_PANELS = 4,          // and when there are many
-    UNITS_A_THREAD = 8,        // at least, so that a slow thread is not waited for long
-    PACK_BLOCKS = 16,          // blocks of 32 columns in a unit of the first step
+    X_BYTES = 600 << 10,      // packed activations of a unit: over half of a 1 MB L2
+    CHUNK_BYTES = 256 << 10,  // weights of a unit when there are few tokens: a long sequential read
+    CHUNK_PANELS = 4,         // and when there are many
+    UNITS_A_THREAD = 8,       // at least, so that a slow thread is not waited for long
+    PACK_BLOCKS = 16,         // blocks of 32 columns in a unit of the first step
 };
 
 static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -53,7 +53,8 @@ static bool pack(pk_backend *backend, const ggml_tensor *x, size_t shared, pk_sl
     backend->packed[slot] = x;
     backend->packed_shared[slot] = shared;
     const size_t tokens = pk_rows(x), columns = (size_t)x->ne[0];
-    const size_t tiles = divide_up(tokens, PK_TILE_TOKENS), chunks = divide_up(divide_up(columns, PK_X_BLOCK), PACK_BLOCKS);
+    const size_t tiles = divide_up(tokens, PK_TILE_TOKENS),
+                 chunks = divide_up(divide_up(columns, PK_X_BLOCK), PACK_BLOCKS);
     pk_need(backend, slot, tiles * pk_tile_bytes(shared ? PK_W_Q8_0 : PK_W_F32, columns, PK_TILE_TOKENS));
     pk_step *step = pk_add_step(backend, pack_unit, tiles * chunks, x);
     if (!step) return false;
@@ -70,8 +71,8 @@ typedef struct {
 } place;
 
 // Rows [row, row + rows) of one weight, for the unit's tokens.
-static void multiply(const place *at, const ggml_tensor *w, pk_slot x, float *out, size_t out_stride, size_t row, size_t rows,
-                     bool add) {
+static void multiply(const place *at, const ggml_tensor *w, pk_slot x, float *out, size_t out_stride,
+                     size_t row, size_t rows, bool add) {
     pk_weight weight;
     if (!pk_weight_of(w->type, &weight)) return;
     const size_t columns = (size_t)w->ne[0];
@@ -79,7 +80,8 @@ static void multiply(const place *at, const ggml_tensor *w, pk_slot x, float *ou
         .out = out,
         .out_stride = out_stride,
         .w = (const uint8_t *)w->data + row / PK_PANEL_ROWS * pk_panel_bytes(weight, columns),
-        .x = at->backend->slots[x] + at->token / PK_TILE_TOKENS * pk_tile_bytes(weight, columns, PK_TILE_TOKENS),
+        .x = at->backend->slots[x] +
+             at->token / PK_TILE_TOKENS * pk_tile_bytes(weight, columns, PK_TILE_TOKENS),
         .rows = rows,
         .tokens = at->tokens,
         .columns = columns,
@@ -97,9 +99,11 @@ static void with_lora(const place *at, float *out, size_t out_stride, size_t row
 
 static void linear_unit(const pk_backend *backend, const pk_step *step, size_t unit, uint8_t *scratch) {
     const pk_linear *l = &step->linear;
-    const size_t token = unit / l->chunks * l->block_tokens, row = unit % l->chunks * l->chunk_panels * PK_PANEL_ROWS;
+    const size_t token = unit / l->chunks * l->block_tokens,
+                 row = unit % l->chunks * l->chunk_panels * PK_PANEL_ROWS;
     const size_t rows = least(l->chunk_panels * PK_PANEL_ROWS, l->rows - row);
-    const place at = {.backend = backend, .linear = l, .token = token, .tokens = least(l->block_tokens, l->tokens - token)};
+    const place at = {
+        .backend = backend, .linear = l, .token = token, .tokens = least(l->block_tokens, l->tokens - token)};
     float *out = l->out + token * l->out_stride + row;
     if (l->swiglu) {
         float *gate = (float *)(void *)scratch, *up = gate + at.tokens * rows;
@@ -125,7 +129,8 @@ static void linear_unit(const pk_backend *backend, const pk_step *step, size_t u
 
 // ---- planning ----
 
-// Few tokens: the weights are read once, in long pieces. Many: blocks of tokens that fit the cache, short pieces.
+// Few tokens: the weights are read once, in long pieces. Many: blocks of tokens that fit the cache, short
+// pieces.
 static void share_out(const pk_backend *backend, pk_linear *l) {
     pk_weight weight = PK_W_F32;
     (void)pk_weight_of(l->w->type, &weight);
@@ -163,12 +168,15 @@ bool pk_plan_linear(pk_backend *backend, const pk_linear_pattern *p) {
     if (p->a) {
         const ggml_tensor *a = p->a->src[0], *b = p->b->src[0];
         size_t a_shared = shared_for(a);
-        if (a_shared == 1 && shared) a_shared = shared;  // Q8_0 reads a scale for each block: the base's x will do
+        if (a_shared == 1 && shared)
+            a_shared = shared;  // Q8_0 reads a scale for each block: the base's x will do
         const pk_slot slot = a_shared == shared ? PK_SLOT_X : PK_SLOT_X2;
         if (!pack(backend, x, a_shared, slot)) return false;
         const size_t rank = (size_t)a->ne[1];
-        const pk_linear half = {.w = a, .x = slot, .out = p->a->data, .out_stride = rank, .rows = rank, .tokens = l.tokens};
-        if (!add_linear(backend, &half, p->a) || !pack(backend, p->a, shared_for(b), PK_SLOT_MID)) return false;
+        const pk_linear half = {
+            .w = a, .x = slot, .out = p->a->data, .out_stride = rank, .rows = rank, .tokens = l.tokens};
+        if (!add_linear(backend, &half, p->a) || !pack(backend, p->a, shared_for(b), PK_SLOT_MID))
+            return false;
         l.b = b;
         l.mid = PK_SLOT_MID;
     }

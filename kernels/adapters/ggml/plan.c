@@ -2,9 +2,9 @@
 // plan.c - turns a graph's nodes into steps, several nodes into one where a pattern is known.
 //
 // The patterns, each only when nothing else in the graph reads what it leaves out:
-//   W x;  A x;  B (A x);  * s;  +          a linear layer with its LoRA, which adds onto W x while that is in the cache
-//   linear;  + residual                    likewise
-//   linear;  SwiGLU                        gate and up of the same rows side by side, their halves never written
+//   W x;  A x;  B (A x);  * s;  +   a linear layer with its LoRA, added onto W x while that is in the cache
+//   linear;  + residual             likewise
+//   linear;  SwiGLU                 gate and up of the same rows side by side, their halves never written
 //   RMS norm;  * weight
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,54 +12,21 @@
 
 #include "plugin.h"
 
-// How often each node of the graph is read: an open-addressing table, made anew for each graph.
-typedef struct pk_uses {
-    size_t mask;  // size - 1, a power of two
-    struct {
-        const ggml_tensor *node;
-        unsigned count;
-    } at[];
-} uses;
-
-static size_t place(const uses *u, const ggml_tensor *t) {
-    size_t i = (size_t)((uintptr_t)t / sizeof(ggml_tensor)) * 0x9e3779b97f4a7c15u >> 20 & u->mask;
-    while (u->at[i].node && u->at[i].node != t) i = (i + 1) & u->mask;
-    return i;
-}
-
-static void read_by(uses *u, const ggml_tensor *t) {
-    if (!t) return;
-    const size_t i = place(u, t);
-    if (u->at[i].node) u->at[i].count++;
-}
-
-static bool count_uses(pk_backend *backend, ggml_graph *graph, int n) {
-    size_t size = 64;
-    while (size < 2 * (size_t)n) size *= 2;
-    if (!backend->uses || backend->uses->mask + 1 < size) {
-        free(backend->uses);
-        backend->uses = malloc(sizeof(uses) + size * sizeof backend->uses->at[0]);
-        if (!backend->uses) return false;
-        backend->uses->mask = size - 1;
+// How many nodes read `t`, as ggml counted when it built the graph. The graph here may be one backend's part
+// of it, and the count is of the whole: what another backend reads has to be written.
+static int32_t times_read(const ggml_graph *graph, const ggml_tensor *t) {
+    const ggml_graph_nodes *all = &graph->visited;
+    for (size_t tried = 0, i = (uintptr_t)t >> 4; tried < all->size; tried++, i++) {
+        const size_t at = i % all->size;
+        if (!(all->used[at / 32] >> at % 32 & 1)) break;
+        if (all->keys[at] == t) return graph->use_counts[at];
     }
-    uses *u = backend->uses;
-    memset(u->at, 0, (u->mask + 1) * sizeof u->at[0]);
-    for (int i = 0; i < n; i++) {
-        const ggml_tensor *node = pk_host.graph_node(graph, i);
-        u->at[place(u, node)].node = node;
-    }
-    for (int i = 0; i < n; i++) {
-        const ggml_tensor *node = pk_host.graph_node(graph, i);
-        for (int s = 0; s < GGML_MAX_SRC; s++) read_by(u, node->src[s]);
-        if (node->view_src && node->view_src != node->src[0]) read_by(u, node->view_src);
-    }
-    return true;
+    return INT32_MAX;  // not known
 }
 
 // Whether `t` is read by the node after it in a pattern and by nobody else.
-static bool only_link(const pk_backend *backend, const ggml_tensor *t) {
-    const size_t i = place(backend->uses, t);
-    return backend->uses->at[i].count == 1 && !(t->flags & GGML_TENSOR_FLAG_OUTPUT);
+static bool only_link(const ggml_graph *graph, const ggml_tensor *t) {
+    return times_read(graph, t) == 1 && !(t->flags & GGML_TENSOR_FLAG_OUTPUT);
 }
 
 // ---- walking the nodes that compute ----
@@ -91,14 +58,19 @@ static const ggml_tensor *take(cursor *c) {
 static bool is(const ggml_tensor *node, int op) { return node && node->op == op; }
 
 // After W x: A x, B (A x), their scale and the sum. Leaves the cursor behind them, or where it was.
-static void with_lora(const pk_backend *backend, cursor *c, pk_linear_pattern *p) {
+static void with_lora(cursor *c, pk_linear_pattern *p) {
     enum { SCALE = 0, BIAS = 1 };
     cursor ahead = *c;
     const ggml_tensor *a = take(&ahead), *b = take(&ahead), *scaled = take(&ahead), *sum = take(&ahead);
-    if (!is(a, GGML_OP_MUL_MAT) || !is(b, GGML_OP_MUL_MAT) || !is(scaled, GGML_OP_SCALE) || !is(sum, GGML_OP_ADD)) return;
-    if (a->src[1] != p->mm->src[1] || b->src[1] != a || scaled->src[0] != b || scaled->op_params[BIAS] != 0) return;
+    if (!is(a, GGML_OP_MUL_MAT) || !is(b, GGML_OP_MUL_MAT) || !is(scaled, GGML_OP_SCALE) ||
+        !is(sum, GGML_OP_ADD))
+        return;
+    if (a->src[1] != p->mm->src[1] || b->src[1] != a || scaled->src[0] != b || scaled->op_params[BIAS] != 0)
+        return;
     if (sum->src[0] != p->mm || sum->src[1] != scaled || !pk_same_shape(sum, p->mm)) return;
-    if (!only_link(backend, p->mm) || !only_link(backend, a) || !only_link(backend, b) || !only_link(backend, scaled)) return;
+    if (!only_link(c->graph, p->mm) || !only_link(c->graph, a) || !only_link(c->graph, b) ||
+        !only_link(c->graph, scaled))
+        return;
     p->a = a;
     p->b = b;
     p->out = sum;
@@ -106,16 +78,19 @@ static void with_lora(const pk_backend *backend, cursor *c, pk_linear_pattern *p
     *c = ahead;
 }
 
-static void with_next(const pk_backend *backend, cursor *c, pk_linear_pattern *p) {
+static void with_next(cursor *c, pk_linear_pattern *p) {
     const ggml_tensor *next = peek(c);
-    if (!next || !only_link(backend, p->out)) return;
+    if (!next || !only_link(c->graph, p->out)) return;
     if (next->op == GGML_OP_GLU && next->src[0] == p->out && !next->src[1] && next->op_params[1] == 0 &&
         next->ne[0] % PK_PANEL_ROWS == 0) {
         p->swiglu = true;
     } else if (next->op == GGML_OP_ADD && pk_same_shape(next->src[0], next->src[1]) &&
                (next->src[0] == p->out || next->src[1] == p->out)) {
         const ggml_tensor *other = next->src[0] == p->out ? next->src[1] : next->src[0];
-        if (other == p->out || other->nb[1] != p->out->nb[1] || other->nb[2] != p->out->nb[2] || next->nb[1] != p->out->nb[1]) return;
+        const size_t *dense = p->out->nb;
+        if (other == p->out || memcmp(other->nb, dense, sizeof other->nb) ||
+            memcmp(next->nb, dense, sizeof next->nb))
+            return;
         p->residual = other;
     } else {
         return;
@@ -129,13 +104,14 @@ static bool plan_node(pk_backend *backend, cursor *c) {
     switch (node->op) {
         case GGML_OP_MUL_MAT: {
             pk_linear_pattern pattern = {.mm = node, .out = node};
-            with_lora(backend, c, &pattern);
-            with_next(backend, c, &pattern);
+            with_lora(c, &pattern);
+            with_next(c, &pattern);
             return pk_plan_linear(backend, &pattern);
         }
         case GGML_OP_RMS_NORM: {
             const ggml_tensor *next = peek(c);
-            if (!is(next, GGML_OP_MUL) || next->src[0] != node || !only_link(backend, node) || pk_rows(next->src[1]) != 1) {
+            if (!is(next, GGML_OP_MUL) || next->src[0] != node || !only_link(c->graph, node) ||
+                pk_rows(next->src[1]) != 1) {
                 return pk_plan_rows(backend, node, NULL);
             }
             return pk_plan_rows(backend, take(c), node);
@@ -153,7 +129,6 @@ bool pk_plan(pk_backend *backend, ggml_graph *graph) {
     backend->scratch_bytes = 0;
     memset(backend->packed, 0, sizeof backend->packed);
     memset(backend->slot_needs, 0, sizeof backend->slot_needs);
-    if (!count_uses(backend, graph, c.n)) return false;
     while (peek(&c)) {
         if (!plan_node(backend, &c)) return false;
     }
@@ -175,6 +150,7 @@ pk_step *pk_add_step(pk_backend *backend, pk_unit_fn unit, size_t units, const g
     step->units = units;
     step->node = node;
     atomic_init(&step->next, 0);
+    atomic_init(&step->done, 0);
     return step;
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// plugin.c - what the host calls: the registry entry, the one device, its backend; and the guard before all of it.
+// plugin.c - what the host calls: the registry entry, the one device, its backend; and the guard before all
+// of it.
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,12 +19,13 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-EXPORT ggml_reg *ggml_backend_init(void);        // the host's way in
-EXPORT const char *pk_ggml_version(void);        // the ggml_version() this was written for
-EXPORT int pk_ggml_api(void);                    // its backend interface
-EXPORT const char *pk_ggml_variant(void);        // the matrix kernels in use
-EXPORT const char *pk_ggml_refusal(void);        // why ggml_backend_init gave NULL, or NULL
-EXPORT void pk_ggml_counts(uint64_t counts[8]);  // graphs, nodes, matmuls, their tokens, attentions, bytes packed, threads
+EXPORT ggml_reg *ggml_backend_init(void);  // the host's way in
+EXPORT const char *pk_ggml_version(void);  // the ggml_version() this was written for
+EXPORT int pk_ggml_api(void);              // its backend interface
+EXPORT const char *pk_ggml_variant(void);  // the matrix kernels in use
+EXPORT const char *pk_ggml_refusal(void);  // why ggml_backend_init gave NULL, or NULL
+EXPORT void pk_ggml_counts(
+    uint64_t counts[8]);  // graphs, nodes, matmuls, their tokens, attentions, bytes packed, threads
 
 pk_kernels pk_use;
 ggml_host pk_host;
@@ -53,7 +55,8 @@ static int backend_compute(ggml_backend *backend, ggml_graph *graph) {
 
 static ggml_backend *device_init(ggml_device *device, const char *params) {
     (void)params;
-    static uint8_t guid[16] = {0x70, 0x6b, 0x2d, 0x67, 0x67, 0x6d, 0x6c, 0x2d, 0x63, 0x70, 0x75, 0x2d, 0x30, 0x30, 0x30, 0x31};
+    static uint8_t guid[16] = {0x70, 0x6b, 0x2d, 0x67, 0x67, 0x6d, 0x6c, 0x2d,
+                               0x63, 0x70, 0x75, 0x2d, 0x30, 0x30, 0x30, 0x31};
     ggml_backend *backend = calloc(1, sizeof *backend);
     pk_backend *own = calloc(1, sizeof *own);
     if (own) own->threads = pk_threads_open();
@@ -179,8 +182,8 @@ static void *symbol(const char *name) {
     memcpy(&object, &found, sizeof object);
     return object;
 #else
-    static const char *const libraries[] = {"libggml-base.so.0", "libggml-base.so", "@rpath/libggml-base.0.dylib",
-                                            "libggml-base.dylib"};
+    static const char *const libraries[] = {"libggml-base.so.0", "libggml-base.so",
+                                            "@rpath/libggml-base.0.dylib", "libggml-base.dylib"};
     for (size_t i = 0; i < sizeof libraries / sizeof libraries[0]; i++) {
         void *library = dlopen(libraries[i], RTLD_NOLOAD | RTLD_LAZY);
         void *found = library ? dlsym(library, name) : NULL;
@@ -200,9 +203,11 @@ static bool find(void *function, const char *name) {
 static const char *why_not(void) {
     if (!pk_cpu_mask_is_valid()) return "POCKETPHI_CPU_MASK names an unknown CPU feature";
     if (!find(&pk_host.version, "ggml_version")) return "the host's ggml library was not found";
-    if (strcmp(pk_host.version(), PK_GGML_VERSION) != 0) return "the host's ggml is not version " PK_GGML_VERSION;
+    if (strcmp(pk_host.version(), PK_GGML_VERSION) != 0)
+        return "the host's ggml is not version " PK_GGML_VERSION;
     if (!find(&pk_host.buffer_init, "ggml_backend_buffer_init") || !find(&pk_host.nbytes, "ggml_nbytes") ||
-        !find(&pk_host.graph_n_nodes, "ggml_graph_n_nodes") || !find(&pk_host.graph_node, "ggml_graph_node")) {
+        !find(&pk_host.graph_n_nodes, "ggml_graph_n_nodes") ||
+        !find(&pk_host.graph_node, "ggml_graph_node")) {
         return "the host's ggml lacks a function that its version should have";
     }
     return NULL;
@@ -219,11 +224,14 @@ static const pk_matmul_variant *best_variant(void) {
 ggml_reg *ggml_backend_init(void) {
     static ggml_reg reg = {
         .api_version = PK_GGML_API,
-        .iface = {.get_name = reg_name, .get_device_count = reg_count, .get_device = reg_device,
+        .iface = {.get_name = reg_name,
+                  .get_device_count = reg_count,
+                  .get_device = reg_device,
                   .get_proc_address = reg_proc_address},
     };
     refusal = why_not();
-    if (!refusal && !best_variant()->needs) refusal = "this CPU has none of the instruction sets that beat ggml's own";
+    if (!refusal && !best_variant()->needs)
+        refusal = "this CPU has none of the instruction sets that beat ggml's own";
     if (refusal) return NULL;
     for (pk_weight w = 0; w < PK_W_TYPES; w++) pk_use.matmul[w] = pk_matmul_best(w);
     pk_use.activations = pk_activations_best();

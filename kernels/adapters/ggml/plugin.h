@@ -97,7 +97,7 @@ struct pk_step {
             size_t parts, tokens;         // of one token; of a unit
         } attention;
     };
-    atomic_size_t next;
+    atomic_size_t next, done;             // units taken, units finished
 };
 
 struct pk_backend {
@@ -116,7 +116,6 @@ struct pk_backend {
     // what the slots hold while a graph is planned
     const ggml_tensor *packed[PK_SLOTS], *rope_node;
     size_t packed_shared[PK_SLOTS];
-    struct pk_uses *uses;
 };
 
 pk_step *pk_add_step(pk_backend *backend, pk_unit_fn unit, size_t units, const ggml_tensor *node);  // NULL: no memory

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// rope.c - rotary positions: a table of cosines and sines, made once for a graph, and the turning of each head by it.
+// rope.c - rotary positions: a table of cosines and sines, made once for a graph, and the turning of each
+// head by it.
 //
-// The angles are ggml's: position times a power of the base that is built up by multiplication in float32, divided by the
-// model's factor, so that both decoders see the same numbers. All layers of a graph share positions and factors.
+// The angles are ggml's: position times a power of the base that is built up by multiplication in float32,
+// divided by the model's factor, so that both decoders see the same numbers. All layers of a graph share
+// positions and factors.
 #include <math.h>
 #include <string.h>
 
@@ -23,9 +25,11 @@ static void table_unit(const pk_backend *backend, const pk_step *step, size_t un
     const size_t tokens = (size_t)node->ne[2], half = (size_t)node->op_params[DIMS] / 2;
     const float step_down = powf(param(node, BASE), -2.0f / (float)node->op_params[DIMS]);
     const float scale = param(node, FREQ_SCALE), magnitude = param(node, ATTENTION_FACTOR);
-    const size_t first = unit * step->per_unit, last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
+    const size_t first = unit * step->per_unit,
+                 last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
     for (size_t t = first; t < last; t++) {
-        float *cosines = (float *)(void *)backend->slots[PK_SLOT_ROPE] + 2 * half * t, *sines = cosines + half;
+        float *cosines = (float *)(void *)backend->slots[PK_SLOT_ROPE] + 2 * half * t,
+              *sines = cosines + half;
         float angle = (float)((const int32_t *)node->src[1]->data)[t];
         for (size_t i = 0; i < half; i++, angle *= step_down) {
             const float turned = scale * (factors ? angle / ((const float *)factors->data)[i] : angle);
@@ -39,12 +43,14 @@ static void rope_unit(const pk_backend *backend, const pk_step *step, size_t uni
     (void)scratch;
     const ggml_tensor *node = step->node, *x = node->src[0];
     const size_t tokens = (size_t)node->ne[2], dims = (size_t)node->op_params[DIMS];
-    const size_t first = unit * step->per_unit, last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
+    const size_t first = unit * step->per_unit,
+                 last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
     for (size_t t = first; t < last; t++) {
         const float *cosines = (const float *)(const void *)backend->slots[PK_SLOT_ROPE] + dims * t;
         for (size_t h = 0; h < (size_t)node->ne[1]; h++) {
             float *out = (float *)(void *)((uint8_t *)node->data + h * node->nb[1] + t * node->nb[2]);
-            const float *in = (const float *)(const void *)((const uint8_t *)x->data + h * x->nb[1] + t * x->nb[2]);
+            const float *in =
+                (const float *)(const void *)((const uint8_t *)x->data + h * x->nb[1] + t * x->nb[2]);
             pk_use.vector->rope(out, in, cosines, cosines + dims / 2, dims, (size_t)node->ne[0]);
         }
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// rows.c - the steps that work on one row at a time: norms, sums, products, SwiGLU, copies, and rows by index.
+// rows.c - the steps that work on one row at a time: norms, sums, products, SwiGLU, copies, and rows by
+// index.
 #include <string.h>
 
 #include "plugin.h"
@@ -12,7 +13,9 @@ static uint8_t *row_of(const ggml_tensor *t, size_t i) {
     return (uint8_t *)t->data + i % n1 * t->nb[1] + i / n1 % n2 * t->nb[2] + i / n1 / n2 * t->nb[3];
 }
 
-static const float *floats(const ggml_tensor *t, size_t i) { return (const float *)(const void *)row_of(t, i); }
+static const float *floats(const ggml_tensor *t, size_t i) {
+    return (const float *)(const void *)row_of(t, i);
+}
 
 static float param(const ggml_tensor *op, size_t i) {
     float value;
@@ -43,7 +46,8 @@ static void glu_row(const ggml_tensor *node, size_t i, float *out) {
     else pk_use.vector->swiglu(out, swapped ? a + n : a, swapped ? a : a + n, n);
 }
 
-// A row of x goes to the row of the cache that the index names; an index outside it is the host's mistake and not followed.
+// A row of x goes to the row of the cache that the index names; an index outside it is the host's mistake and
+// not followed.
 static void set_row(const ggml_tensor *node, size_t i) {
     const size_t n = (size_t)node->ne[0], to = index_at(node->src[1], i);
     if (to >= (size_t)node->ne[1]) return;
@@ -57,7 +61,8 @@ static void set_row(const ggml_tensor *node, size_t i) {
 static void get_row(const ggml_tensor *node, size_t i, float *out) {
     const ggml_tensor *table = node->src[0];
     const size_t from = index_at(node->src[1], i);
-    if (from < (size_t)table->ne[1]) memcpy(out, (const uint8_t *)table->data + from * table->nb[1], (size_t)node->ne[0] * sizeof *out);
+    if (from < (size_t)table->ne[1])
+        memcpy(out, (const uint8_t *)table->data + from * table->nb[1], (size_t)node->ne[0] * sizeof *out);
 }
 
 // The result has the source's elements in order, perhaps in another shape.
@@ -76,7 +81,8 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
     (void)scratch;
     const ggml_tensor *node = step->node, *a = node->src[0], *b = node->src[1];
     const size_t n = (size_t)node->ne[0], all = rows_of(node);
-    const size_t first = unit * step->per_unit, last = first + step->per_unit < all ? first + step->per_unit : all;
+    const size_t first = unit * step->per_unit,
+                 last = first + step->per_unit < all ? first + step->per_unit : all;
     for (size_t i = first; i < last; i++) {
         if (node->op == GGML_OP_SET_ROWS) {
             set_row(node, i);
@@ -94,7 +100,9 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
                 else mul(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n);
                 break;
             case GGML_OP_RMS_NORM: norm_row(node, node, i, out); break;
-            case GGML_OP_SCALE: pk_use.vector->scale(out, floats(a, i), n, param(node, 0), param(node, 1)); break;
+            case GGML_OP_SCALE:
+                pk_use.vector->scale(out, floats(a, i), n, param(node, 0), param(node, 1));
+                break;
             case GGML_OP_GET_ROWS: get_row(node, i, out); break;
             case GGML_OP_GLU: glu_row(node, i, out); break;
             default: break;  // pk_supports takes no other

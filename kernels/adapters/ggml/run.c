@@ -1,32 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-// run.c - runs a planned graph: all threads walk the same steps, take units of each until none is left, and meet.
+// run.c - runs a planned graph: all threads walk the same steps and take units of each until none is left.
+//
+// A step is over when its units are done, not when every thread has come by: a thread that the system has put
+// aside holds nobody up unless it is in the middle of a unit. It finds the steps it missed exhausted and
+// catches up.
 #include <stdlib.h>
 #include <string.h>
 
 #include "plugin.h"
 
-enum { CACHE_LINE = 64 };
+#if defined(_WIN32)
+#include <windows.h>
+#define yield() SwitchToThread()
+#else
+#include <sched.h>
+#define yield() sched_yield()
+#endif
+
+#if defined(__x86_64__)
+#define relax() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define relax() __asm__ volatile("yield")
+#else
+#define relax() ((void)0)
+#endif
+
+enum {
+    CACHE_LINE = 64,
+    SPINS = 2000,  // about 50 us, longer than a unit of one token; then a thread gives way: the one it waits
+                   // for may need its core
+};
 
 typedef struct {
     pk_backend *backend;
-    pk_barrier barrier;
     atomic_bool stop;
 } run_state;
 
+static void wait_for(const pk_step *step) {
+    for (int i = 0; atomic_load_explicit(&step->done, memory_order_acquire) < step->units; i++) {
+        if (i < SPINS) relax();
+        else yield();
+    }
+}
+
 static void walk(void *context, int thread, int n_threads) {
+    (void)n_threads;
     run_state *state = context;
     pk_backend *backend = state->backend;
     uint8_t *scratch = backend->scratch ? backend->scratch + (size_t)thread * backend->scratch_bytes : NULL;
-    for (size_t i = 0; i < backend->n_steps; i++) {
+    for (size_t i = 0; i < backend->n_steps && !atomic_load_explicit(&state->stop, memory_order_relaxed);
+         i++) {
         pk_step *step = &backend->steps[i];
-        for (;;) {
+        size_t mine = 0;
+        for (;; mine++) {
             const size_t unit = atomic_fetch_add_explicit(&step->next, 1, memory_order_relaxed);
             if (unit >= step->units) break;
             step->unit(backend, step, unit, scratch);
         }
-        if (thread == 0 && backend->abort && backend->abort(backend->abort_context)) atomic_store(&state->stop, true);
-        pk_barrier_wait(&state->barrier, n_threads);
-        if (atomic_load_explicit(&state->stop, memory_order_relaxed)) return;
+        if (mine) atomic_fetch_add_explicit(&step->done, mine, memory_order_release);
+        wait_for(step);
+        if (thread == 0 && backend->abort && backend->abort(backend->abort_context))
+            atomic_store(&state->stop, true);
     }
 }
 
@@ -42,10 +76,12 @@ static bool grow(uint8_t **memory, size_t *bytes, size_t need) {
 
 int pk_run(pk_backend *backend) {
     for (pk_slot s = 0; s < PK_SLOTS; s++) {
-        if (!grow(&backend->slots[s], &backend->slot_bytes[s], backend->slot_needs[s])) return GGML_STATUS_ALLOC_FAILED;
+        if (!grow(&backend->slots[s], &backend->slot_bytes[s], backend->slot_needs[s]))
+            return GGML_STATUS_ALLOC_FAILED;
     }
     backend->scratch_bytes = (backend->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    if (!grow(&backend->scratch, &backend->scratch_room, backend->scratch_bytes * (size_t)backend->n_threads)) {
+    if (!grow(&backend->scratch, &backend->scratch_room,
+              backend->scratch_bytes * (size_t)backend->n_threads)) {
         return GGML_STATUS_ALLOC_FAILED;
     }
     run_state state = {.backend = backend};
@@ -59,5 +95,4 @@ void pk_forget_plan(pk_backend *backend) {
     for (pk_slot s = 0; s < PK_SLOTS; s++) free(backend->slots[s]);
     free(backend->scratch);
     free(backend->steps);
-    free(backend->uses);
 }

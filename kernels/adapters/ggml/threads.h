@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// threads.h - a team of threads that runs one function at a time, and the barrier it meets at.
+// threads.h - a team of threads that runs one function at a time.
 //
 // Two implementations, one of which is built in: threads_openmp.c uses the OpenMP runtime, which is the host's own when
 // ggml was built with OpenMP: a second pool spinning beside the first would be ruinous on two cores. threads_pool.c
 // keeps threads of its own, which spin for a moment between runs and then sleep.
 #ifndef PK_GGML_THREADS_H
 #define PK_GGML_THREADS_H
-
-#include <stdatomic.h>
-#include <stdbool.h>
 
 typedef struct pk_threads pk_threads;
 typedef void (*pk_threads_fn)(void *context, int thread, int n_threads);
@@ -20,11 +17,5 @@ void pk_threads_close(pk_threads *team);   // joins every thread
 // Calls fn on n threads at once, thread 0 being the caller, and returns when all are done. n may differ from call to
 // call. Where fewer threads can be had, fn is called with a smaller n_threads.
 void pk_threads_run(pk_threads *team, int n, pk_threads_fn fn, void *context);
-
-typedef struct {
-    atomic_int arrived, round;
-} pk_barrier;  // zero: ready
-
-void pk_barrier_wait(pk_barrier *barrier, int n_threads);  // spins, then yields: the others are at work
 
 #endif

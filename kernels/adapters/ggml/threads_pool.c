@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // threads_pool.c - the team as threads of our own, for hosts without OpenMP.
 //
-// A thread that waits for the next run spins for a moment (a graph is one run, and the next token's follows at once)
-// and then sleeps on a condition: an idle program costs nothing.
+// A thread that waits for the next run spins for a moment (a graph is one run, and the next token's follows
+// at once) and then sleeps on a condition: an idle program costs nothing.
 #include <pthread.h>
-#include <stdint.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -31,11 +32,11 @@ struct pk_threads {
     pthread_mutex_t mutex;
     pthread_cond_t start, done;
     member members[MAX_THREADS];
-    int n_members;           // threads besides the caller
-    atomic_uint run;         // counts runs; moves under the mutex
-    atomic_int busy;         // members still at work in this run
+    int n_members;    // threads besides the caller
+    atomic_uint run;  // counts runs; moves under the mutex
+    atomic_int busy;  // members still at work in this run
     bool leaving;
-    int n;                   // of this run
+    int n;  // of this run
     pk_threads_fn fn;
     void *context;
 };
@@ -44,7 +45,8 @@ static void *work(void *argument) {
     member *me = argument;
     pk_threads *team = me->team;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&team->run, memory_order_acquire) == me->seen; i++) relax();
+        for (int i = 0; i < SPINS && atomic_load_explicit(&team->run, memory_order_acquire) == me->seen; i++)
+            relax();
         pthread_mutex_lock(&team->mutex);
         while (atomic_load_explicit(&team->run, memory_order_relaxed) == me->seen && !team->leaving) {
             pthread_cond_wait(&team->start, &team->mutex);
@@ -109,7 +111,8 @@ void pk_threads_run(pk_threads *team, int n, pk_threads_fn fn, void *context) {
     fn(context, 0, n);
     for (int i = 0; i < SPINS && atomic_load_explicit(&team->busy, memory_order_acquire); i++) relax();
     pthread_mutex_lock(&team->mutex);
-    while (atomic_load_explicit(&team->busy, memory_order_acquire)) pthread_cond_wait(&team->done, &team->mutex);
+    while (atomic_load_explicit(&team->busy, memory_order_acquire))
+        pthread_cond_wait(&team->done, &team->mutex);
     pthread_mutex_unlock(&team->mutex);
 }
 
