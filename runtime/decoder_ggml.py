@@ -291,17 +291,17 @@ class GgmlDecoder:
 
     def _context_params(self, size: int) -> Any:
         params = llama_cpp.llama_context_default_params()
-        threads = self._options.n_threads or default_threads()
         params.n_ctx, params.n_batch, params.n_ubatch = size, min(_BATCH, size), min(_BATCH, size)
         params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._options.n_threads or default_threads()
         params.type_k = params.type_v = KV_TYPES[self._options.kv_type]
         # llama.cpp reads a quantized V with flash attention only, and its flash attention casts a float32
         # K and V to float16: on phi4-nano that costs 2e-3 in the logits where the plain path is off by 9e-6.
-        if self._options.kv_type.startswith("q"):
-            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        elif self._options.kv_type == "f32":
+        # Left alone, llama.cpp would turn it off because our plug-in is no layer's device.
+        if self._options.kv_type == "f32":
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        elif self._options.kv_type.startswith("q") or self._options.n_gpu_layers == 0:
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
         return params
 

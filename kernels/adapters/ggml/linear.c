@@ -10,7 +10,7 @@
 
 enum {
     X_BYTES = 600 << 10,      // packed activations of a unit: over half of a 1 MB L2
-    CHUNK_BYTES = 256 << 10,  // weights of a unit when there are few tokens: a long sequential read
+    CHUNK_BYTES = 1024 << 10,  // weights of a unit when there are few tokens: a long sequential read
     CHUNK_PANELS = 4,         // and when there are many
     UNITS_A_THREAD = 8,       // at least, so that a slow thread is not waited for long
     PACK_BLOCKS = 16,         // blocks of 32 columns in a unit of the first step
