@@ -220,6 +220,17 @@ INLINE void store(const pk_matmul_args *a, const __m512 *sums, size_t row, size_
     }
 }
 
+// The next stretch of these panels, or the first of the next ones, while this one is in work: with few tokens the
+// weights' way from memory is as long as the work.
+INLINE void look_ahead(const uint8_t *panel, size_t panel_size, size_t panels, size_t next, size_t blocks) {
+    const size_t bytes = panel_size * STRETCH / blocks;
+    for (size_t p = 0; p < panels; p++) {
+        const uint8_t *at = panel + (next < blocks ? p * panel_size + panel_size * next / blocks
+                                                   : (panels + p) * panel_size);
+        for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
+    }
+}
+
 INLINE void some_tokens(const pk_matmul_args *a, const uint8_t *panel, size_t panel_size, const uint8_t *x,
                         size_t row, size_t token, size_t count, size_t panels, pk_weight type, int shared) {
     stretch s;
@@ -229,6 +240,7 @@ INLINE void some_tokens(const pk_matmul_args *a, const uint8_t *panel, size_t pa
         const size_t here = blocks - first < STRETCH ? blocks - first : STRETCH;
         for (size_t p = 0; p < panels; p++)
             unpack(&s, p, panel + p * panel_size, first, here, a->columns, type);
+        look_ahead(panel, panel_size, panels, first + STRETCH, blocks);
         const uint8_t *tile_x = x;
         for (size_t at = 0; at < count; at += PK_TILE_TOKENS, tile_x += tile_bytes) {
             const size_t tile = count - at < PK_TILE_TOKENS ? count - at : PK_TILE_TOKENS;
