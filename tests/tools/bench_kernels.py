@@ -4,8 +4,8 @@
     python -m tests.tools.make_random_gguf --plain --quant Q4_0 --out q4_0.gguf      (see its own help)
     python -m tests.tools.bench_kernels q4_0.gguf q4_k_m.gguf --lora lora320.gguf [-r 5] [--only NAME]
 
-Prints a row for each case: prompts of 512, 4,096, 16 and 64 tokens, writing at depth 0 and 4,096, and what the
-adapter costs each path: its time with the adapter over its time without, less one. Medians of interleaved
+Prints a row for each case: prompts of 512, 4,096, 16 and 64 tokens, writing at depth 0 and 4,096, and what
+the adapter costs each path: its time with the adapter over its time without, less one. Medians of interleaved
 repetitions; the rate's share is of what the machine itself reached just before.
 """
 
