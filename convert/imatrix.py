@@ -19,7 +19,7 @@ from .gguf_file import read_gguf
 from .work_plan import Step
 
 SUMS, COUNTS = ".in_sum2", ".counts"
-_UNWEIGHTED = (F32, F16, Q8_0)  # types whose quantiser looks at no importance
+_UNWEIGHTED = (F32, F16, Q8_0)  # types whose quantizer looks at no importance
 
 
 def read_imatrix(
@@ -32,7 +32,7 @@ def read_imatrix(
 
     Returns:
         GGUF tensor name -> float32 [row length], mean squared input of each column; and notes about
-        tensors that the file does not cover: they are quantised without.
+        tensors that the file does not cover: they are quantized without.
 
     Raises:
         CheckpointError: not an importance matrix, a wrong length, an impossible value, or nothing in
@@ -74,4 +74,4 @@ def read_imatrix(
     if not missing:
         return found, ()
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return found, (f"{path.name} does not cover {missing[0]}{more}: quantised without importances",)
+    return found, (f"{path.name} does not cover {missing[0]}{more}: quantized without importances",)

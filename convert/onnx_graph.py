@@ -8,7 +8,7 @@ Linear layers come in four kinds:
 
 * fp32: as it is.
 * fp16: stored as float16, cast by a node that ONNX Runtime folds when it loads; the arithmetic is float32.
-* int8: DynamicQuantizeMatMul: signed weights with one scale per output channel, activations quantised to
+* int8: DynamicQuantizeMatMul: signed weights with one scale per output channel, activations quantized to
   unsigned 8 bits with one range per call. This is the fast kind on CPUs.
 * int4: MatMulNBits: blocks of 32 weights with one scale each. This is the small kind.
 """
@@ -35,7 +35,7 @@ Float32 = npt.NDArray[np.float32]
 
 OPSET = 21  # the newest that ONNX Runtime 1.20, the oldest we accept, implements in full
 IR_VERSION = 10  # the one that came with opset 21
-MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators: fused attention, quantised products
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators: fused attention, quantized products
 ALIGNMENT = 4096  # bytes; external tensors start on a page so that they can be mapped
 INLINE_BYTES = 4096  # smaller tensors stay in the graph's own file
 INT4_BLOCK = 32  # weights

@@ -2,7 +2,7 @@
 """Float rows to ggml blocks, by the `ggml_quantize_chunk` of the library that llama-cpp-python ships.
 
 `libpk` gives the same bytes sooner for three types without importances, where the package has it.
-A block depends on its own 32 or 256 values alone (and their importances), so rows can be quantised in
+A block depends on its own 32 or 256 values alone (and their importances), so rows can be quantized in
 any pieces on any number of threads and give the same bytes. F32 and F16 need no library.
 """
 
@@ -130,4 +130,4 @@ def _library_path() -> Path:
         path = Path(place) / "lib" / _LIBRARY
         if path.is_file():
             return path
-    raise KernelError(f"{_LIBRARY}: not found: install llama-cpp-python, whose quantisers the converter uses")
+    raise KernelError(f"{_LIBRARY}: not found: install llama-cpp-python, whose quantizers the converter uses")

@@ -22,7 +22,7 @@ Why:
 * ffn_down sums 8,192 products of a gated, heavy-tailed input into the residual stream. Uniform 4-bit is
   reported to break Phi-4-mini there, so it never has fewer than 5 bits (phi4-nano: 0.017 to 0.015).
   In Q4_0 it is Q6_K, which phi4-nano cannot tell from Q5_K: 4 % more bytes, but two kinds of blocks are
-  all that a fast kernel must know, and ggml quantises Q6_K in 60 % of the time of Q5_K.
+  all that a fast kernel must know, and ggml quantizes Q6_K in 60 % of the time of Q5_K.
 * "Outer layers and every third" is llama.cpp's `use_more_bits`.
 * Q5_K_M is llama.cpp's mixture.
 

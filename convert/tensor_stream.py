@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors from the checkpoint through the quantiser into a file: chunk by chunk, on all cores, in order.
+"""Tensors from the checkpoint through the quantizer into a file: chunk by chunk, on all cores, in order.
 
-A chunk is a few rows: read, widened to float32, merged, checked and quantised by one thread. Finished
+A chunk is a few rows: read, widened to float32, merged, checked and quantized by one thread. Finished
 chunks are written in order by the calling thread, so memory is a few chunks and the bytes do not depend
 on the number of threads.
 """

@@ -25,7 +25,7 @@ _KV_BYTES = 2  # float16
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """An adapter pair added to a weight before it is quantised: W + scale · B A, in float32."""
+    """An adapter pair added to a weight before it is quantized: W + scale · B A, in float32."""
 
     scale: float  # alpha / rank
     a: TensorInfo

@@ -51,7 +51,7 @@ def write_backbone(
     """Write `plan.backbone` into a directory.
 
     Raises:
-        CheckpointError: a tensor cannot be read or quantised.
+        CheckpointError: a tensor cannot be read or quantized.
         OutputError: the file cannot be written.
     """
     import gguf

@@ -23,7 +23,7 @@ def write_adapter(
     which the reader has refused.
 
     Raises:
-        CheckpointError: a tensor cannot be read or quantised.
+        CheckpointError: a tensor cannot be read or quantized.
         OutputError: the file cannot be written.
     """
     import gguf

@@ -38,7 +38,7 @@ from .quantize import check_values
 TOWER, PROJECTOR = "vision", "vision-projector"
 GRAPHS = {"tower": f"{TOWER}.onnx", "projector": f"{PROJECTOR}.onnx"}  # as in bundle.ENCODER_GRAPHS
 _CROP, _PATCH, _CHANNELS = 448, 14, 3  # what the runtime cuts images into
-_SMALLEST_STEP = 1e-20  # of a quantised value: all zeros have no scale of their own
+_SMALLEST_STEP = 1e-20  # of a quantized value: all zeros have no scale of their own
 _EMBEDDINGS = "img_processor.embeddings."
 _ATTENDED = frozenset({"q_proj", "k_proj", "v_proj"})
 
@@ -56,7 +56,7 @@ class _Writer:
 
     @property
     def rounded(self) -> bool:
-        """Whether large weights that are not quantised are stored as float16."""
+        """Whether large weights that are not quantized are stored as float16."""
         return self.quant != "fp32"
 
     def read(self, name: str) -> Float32:

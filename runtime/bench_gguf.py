@@ -76,6 +76,7 @@ class SpeedResult:
         """For JSON."""
         peer, ratio = self.peer, self.ratio
         return {
+            "kernels": self.kernels,
             "prefill_tps": self.speed.prefill_tps,
             "decode_tps": self.speed.decode_tps,
             "gops": self.gops,

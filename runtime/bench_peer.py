@@ -64,7 +64,10 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             raise KernelError(self._obituary())
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise KernelError(f"the peer process said {line[:80]!r}") from None
         if "error" in answer:
             raise KernelError(f"the peer process failed: {answer['error']}")
         return answer
@@ -81,7 +84,7 @@ def open_peer(plan: SpeedPlan) -> Iterator[Peer]:
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # A module of the current folder must not stand in for one of ours.
+        # A module of the current folder must not stand in for one of ours (Python 3.11 and later).
         env=environment | {"POCKETPHI_KERNELS": "stock", "PYTHONSAFEPATH": "1"},
         text=True,
         encoding="utf-8",

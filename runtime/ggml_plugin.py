@@ -2,7 +2,7 @@
 """Our kernels under llama.cpp: load the backend plug-in into ggml's registry, or say why stock ggml runs.
 
 ggml calls a plug-in through structs that change between its releases, so versions are compared before it is
-loaded, and whatever is wrong with it leaves stock ggml: slower, never another answer. POCKETPHI_KERNELS=stock
+loaded, and whatever is wrong with it leaves stock ggml: slower, never wrong. POCKETPHI_KERNELS=stock
 leaves it out on purpose.
 """
 

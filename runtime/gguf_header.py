@@ -16,7 +16,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp
 
-from .errors import BundleError
+from .errors import BundleError, KernelError
 from .ggml_log import ENGINE_LOG
 from .spec import RopeSpec, TextSpec
 
@@ -185,7 +185,10 @@ def _call(name: str, result: Any, gguf: int, *index: int) -> Any:
 
 
 def _function(name: str, result: Any, arguments: list[Any]) -> Any:
-    function: Any = _LIB[name]  # a fresh one: the library's attributes are llama_cpp's to declare
+    try:
+        function: Any = _LIB[name]  # a fresh one: the library's attributes are llama_cpp's to declare
+    except AttributeError:
+        raise KernelError(f"this build of llama-cpp-python does not export {name}") from None
     function.restype, function.argtypes = result, arguments
     return function
 

@@ -262,7 +262,7 @@ class Graph:
         return self._leaf(self._leaves, _INPUTS[values.dtype.name], values.shape[::-1], values)
 
     def blocks(self, data: Array, kind: GgmlType, columns: int) -> Tensor:
-        """Rows of a quantised type that are no weights, such as a KV cache: uint8 [rows, bytes of a row]."""
+        """Rows of a quantized type that are no weights, such as a KV cache: uint8 [rows, bytes of a row]."""
         return self._leaf(self._leaves, kind, (columns, len(data)), data)
 
     def op(self, name: str, *args: Tensor | float | None) -> Tensor:

@@ -49,7 +49,7 @@ static bool is_product(size_t n, size_t a, size_t b) { return n % a == 0 && n / 
 
 static void pack_tiles(uint8_t *tiles, const float *x, pk_weight weight, size_t tokens, size_t columns) {
     const pk_activations_variant *variant = pk_activations_best();
-    const pk_activations_fn fn = PK_IS_FLOAT(weight) ? variant->arrange : variant->quantise;
+    const pk_activations_fn fn = PK_IS_FLOAT(weight) ? variant->arrange : variant->quantize;
     for (size_t first = 0; first < tokens; first += PK_TILE_TOKENS) {
         const size_t left = tokens - first, n = left < PK_TILE_TOKENS ? left : PK_TILE_TOKENS;
         fn(&(pk_activations_args){

@@ -135,6 +135,6 @@ int pk_activations(void *tile, size_t n_tile, const float *x, size_t tokens, siz
     if (n_tile != pk_tile_bytes(arrange ? PK_W_F32 : PK_W_Q8_0, columns, tokens)) return PK_ERR_SIZE;
     if (overlap(tile, n_tile, x, tokens * columns * sizeof *x)) return PK_ERR_OVERLAP;
     const pk_activations_args args = {tile, x, columns, tokens, columns, first, last, shared};
-    (arrange ? v->arrange : v->quantise)(&args);
+    (arrange ? v->arrange : v->quantize)(&args);
     return PK_OK;
 }

@@ -27,7 +27,7 @@
 #define PK_ERR_VALUE 5    // not finite, a sample beyond half of float32's range, or a weight beyond 65504
 #define PK_ERR_VARIANT 6  // no such variant, or this CPU cannot run it
 #define PK_ERR_MASK 7     // POCKETPHI_CPU_MASK names an unknown feature
-#define PK_ERR_TYPE 8     // a type that the call does not have: quantise has Q4_K, Q5_K and Q6_K
+#define PK_ERR_TYPE 8     // a type that the call does not have: quantize has Q4_K, Q5_K and Q6_K
 #define PK_ERR_MEMORY 9   // no memory for the work
 
 PK_EXPORT int pk_abi(void);                    // PK_ABI of the library, to compare with the caller's
@@ -48,7 +48,7 @@ PK_EXPORT const char *pk_variant(const char *kernel, size_t i);
 PK_EXPORT int pk_logmel(float *out, size_t n_out, const float *wave, size_t n_samples, unsigned sample_rate,
                         const char *variant);
 
-// Weights in ggml's blocks, byte for byte as ggml quantises them without importances: see quantize/quantize.h.
+// Weights in ggml's blocks, byte for byte as ggml quantizes them without importances: see quantize/quantize.h.
 // x float32 [n], n a multiple of 256; type: 12 is Q4_K, 13 Q5_K, 14 Q6_K; out [n_out] bytes = n / 256 blocks.
 // variant: a name from pk_variant("quantize", i), or NULL for the fastest.
 PK_EXPORT int pk_quantize(void *out, size_t n_out, const float *x, size_t n, int type, const char *variant);
@@ -62,7 +62,7 @@ PK_EXPORT int pk_probe_read(uint64_t *sum, const void *bytes, size_t n_bytes, co
 // The operations on one row of float32, and the tiles of activations: see vector/vector.h and matmul/activations.h.
 // x, out float32 [n], cos and sin [n_rot / 2]; weight may be NULL; to_q8_0: n_out = n / 32 * 34 bytes. Activations:
 // x float32 [tokens, columns], blocks first to last - 1 of 32 columns; shared: blocks of one scale, 1 or 8, of which
-// the blocks, first and last are multiples (arrange: 1); arrange 0: quantise, 1: arrange; n_tile bytes for all blocks.
+// the blocks, first and last are multiples (arrange: 1); arrange 0: quantize, 1: arrange; n_tile bytes for all blocks.
 // variant: a name from pk_variant("vector", i) or ("activations", i), or NULL for the fastest.
 PK_EXPORT int pk_vector_rms_norm(float *out, const float *x, const float *weight, size_t n, float eps,
                                  const char *variant);
@@ -79,7 +79,7 @@ PK_EXPORT int pk_activations(void *tile, size_t n_tile, const float *x, size_t t
 // out[t][r] = sum of W[r][k] * x[t][k], or scale times that added to out: see matmul/matmul.h. Packs both sides.
 // w: `rows` rows of ggml's blocks or numbers, n_w bytes; x float32 [n_x] = [tokens, columns]; out float32
 // [n_out] = [tokens, rows]; type: 0 is F32, 1 F16, 2 Q4_0, 8 Q8_0, 12 Q4_K, 13 Q5_K, 14 Q6_K, 30 BF16; scale is
-// read when add is not 0. For the quantised types x is rounded to 8 bits: see matmul/activations.h.
+// read when add is not 0. For the quantized types x is rounded to 8 bits: see matmul/activations.h.
 // Values are not checked.
 // variant: a name from pk_variant("matmul", i) that has the type, or NULL for the fastest.
 PK_EXPORT int pk_matmul(float *out, size_t n_out, const void *w, size_t n_w, const float *x, size_t n_x,

@@ -5,12 +5,12 @@
 #include "pk_cpu.h"
 
 static const pk_activations_variant variants[] = {
-    {"c", 0, pk_activations_quantise_c, pk_activations_arrange_c},
+    {"c", 0, pk_activations_quantize_c, pk_activations_arrange_c},
 #if defined(__x86_64__)
-    {"avx2", PK_CPU_AVX2, pk_activations_quantise_avx2, pk_activations_arrange_avx2},
-    {"avx512f", PK_CPU_AVX512F, pk_activations_quantise_avx512f, pk_activations_arrange_avx512f},
+    {"avx2", PK_CPU_AVX2, pk_activations_quantize_avx2, pk_activations_arrange_avx2},
+    {"avx512f", PK_CPU_AVX512F, pk_activations_quantize_avx512f, pk_activations_arrange_avx512f},
 #elif defined(__aarch64__)
-    {"neon", PK_CPU_NEON, pk_activations_quantise_neon, pk_activations_arrange_neon},
+    {"neon", PK_CPU_NEON, pk_activations_quantize_neon, pk_activations_arrange_neon},
 #endif
 };
 enum { N_VARIANTS = sizeof variants / sizeof variants[0] };

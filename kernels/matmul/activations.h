@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // activations.h - the contract of the activation packers: float32 rows to the tiles of matmul.h.
 //
-// quantise: for each `shared` blocks of 32 columns, m = the largest |x|, d = m / 127, q = x * (127 / m) rounded to
+// quantize: for each `shared` blocks of 32 columns, m = the largest |x|, d = m / 127, q = x * (127 / m) rounded to
 // nearest, ties to even (m == 0, or so small that 127 / m is infinite: d = 0, q = 0). All in float32: every variant
 // gives the same bytes. An x that is not finite makes d NaN (7fc00000) and q 0 in all blocks of its scale: the poison
 // stays visible.
@@ -22,7 +22,7 @@ typedef struct {
     size_t x_stride;    // in floats
     size_t tokens, columns;
     size_t first, last; // blocks of 32 columns
-    size_t shared;      // quantise: PK_SHARED_BLOCKS, of which first and last are multiples
+    size_t shared;      // quantize: PK_SHARED_BLOCKS, of which first and last are multiples
 } pk_activations_args;
 
 typedef void (*pk_activations_fn)(const pk_activations_args *args);
@@ -30,7 +30,7 @@ typedef void (*pk_activations_fn)(const pk_activations_args *args);
 typedef struct {
     const char *name;
     unsigned needs;  // PK_CPU_* bits
-    pk_activations_fn quantise, arrange;
+    pk_activations_fn quantize, arrange;
 } pk_activations_variant;
 
 size_t pk_tile_bytes(pk_weight weight, size_t columns, size_t tokens);  // of a tile of `tokens` tokens
@@ -38,13 +38,13 @@ size_t pk_tile_bytes(pk_weight weight, size_t columns, size_t tokens);  // of a 
 const pk_activations_variant *pk_activations_at(size_t i);  // slow to fast, NULL past the end: tests walk the table
 const pk_activations_variant *pk_activations_best(void);
 
-void pk_activations_quantise_c(const pk_activations_args *args);  // scalar: the definition of correct
+void pk_activations_quantize_c(const pk_activations_args *args);  // scalar: the definition of correct
 void pk_activations_arrange_c(const pk_activations_args *args);
-void pk_activations_quantise_avx2(const pk_activations_args *args);
+void pk_activations_quantize_avx2(const pk_activations_args *args);
 void pk_activations_arrange_avx2(const pk_activations_args *args);
-void pk_activations_quantise_avx512f(const pk_activations_args *args);
+void pk_activations_quantize_avx512f(const pk_activations_args *args);
 void pk_activations_arrange_avx512f(const pk_activations_args *args);
-void pk_activations_quantise_neon(const pk_activations_args *args);
+void pk_activations_quantize_neon(const pk_activations_args *args);
 void pk_activations_arrange_neon(const pk_activations_args *args);
 
 #endif

@@ -46,7 +46,7 @@ static inline __m256i scaled_sums(const __m256i q[GROUP]) {
     return _mm256_sub_epi32(_mm256_set1_epi32(32 * 16 * 128), _mm256_slli_epi32(sums, 5));
 }
 
-static inline group_scales quantise_group(uint8_t *const to[GROUP], const float *const x[GROUP], __m128i m) {
+static inline group_scales quantize_group(uint8_t *const to[GROUP], const float *const x[GROUP], __m128i m) {
     const __m128i infinite = _mm_set1_epi32(INFINITE);
     const __m128 inverse = _mm_div_ps(_mm_set1_ps(127.0f), _mm_castsi128_ps(m));
     const __m128i finite = _mm_cmpgt_epi32(infinite, m);
@@ -95,7 +95,7 @@ static inline __m128i largest_of_blocks(const pk_activations_args *args, size_t 
 }
 
 // Four tokens of one block: their scales are neighbours.
-static inline void quantise_tokens(const pk_activations_args *args, size_t block, size_t token, __m128i m) {
+static inline void quantize_tokens(const pk_activations_args *args, size_t block, size_t token, __m128i m) {
     const size_t tokens = args->tokens;
     uint8_t *q = args->tile + block * tokens * PK_X_BLOCK_BYTES;
     uint8_t *scales = q + tokens * PK_X_BLOCK + 4 * token;
@@ -105,7 +105,7 @@ static inline void quantise_tokens(const pk_activations_args *args, size_t block
         to[i] = q + (token + i) * PK_X_BLOCK;
         x[i] = args->x + (token + i) * args->x_stride + block * PK_X_BLOCK;
     }
-    const group_scales found = quantise_group(to, x, m);
+    const group_scales found = quantize_group(to, x, m);
     const __m128i half0 = _mm256_castsi256_si128(found.s32), half1 = _mm256_extracti128_si256(found.s32, 1);
     _mm_storeu_si128((__m128i *)scales, found.d);
     _mm_storeu_si128((__m128i *)(scales + 4 * tokens), _mm_srai_epi32(_mm_add_epi32(half0, half1), 2));
@@ -114,7 +114,7 @@ static inline void quantise_tokens(const pk_activations_args *args, size_t block
 }
 
 // Four blocks of one token. At the end of the range the last block is done again, which changes nothing.
-static inline void quantise_blocks(const pk_activations_args *args, size_t block, size_t token) {
+static inline void quantize_blocks(const pk_activations_args *args, size_t block, size_t token) {
     const size_t tokens = args->tokens;
     uint8_t *to[GROUP], *scales[GROUP];
     const float *x[GROUP];
@@ -126,7 +126,7 @@ static inline void quantise_blocks(const pk_activations_args *args, size_t block
         x[i] = args->x + token * args->x_stride + b * PK_X_BLOCK;
     }
     const __m128i m = args->shared > 1 ? largest_of_blocks(args, block, token) : largest(x);
-    const group_scales found = quantise_group(to, x, m);
+    const group_scales found = quantize_group(to, x, m);
     const __m128i half0 = _mm256_castsi256_si128(found.s32), half1 = _mm256_extracti128_si256(found.s32, 1);
     int32_t parts[4][GROUP];
     _mm_storeu_si128((__m128i *)parts[0], found.d);
@@ -138,16 +138,16 @@ static inline void quantise_blocks(const pk_activations_args *args, size_t block
     }
 }
 
-void pk_activations_quantise_avx512f(const pk_activations_args *args) {
+void pk_activations_quantize_avx512f(const pk_activations_args *args) {
     const size_t grouped = args->tokens / GROUP * GROUP;
     for (size_t first = args->first; first < args->last; first += args->shared) {
         for (size_t t = 0; t < grouped; t += GROUP) {
             const __m128i m = largest_of_tokens(args, first, t);
-            for (size_t b = first; b < first + args->shared; b++) quantise_tokens(args, b, t, m);
+            for (size_t b = first; b < first + args->shared; b++) quantize_tokens(args, b, t, m);
         }
     }
     for (size_t t = grouped; t < args->tokens; t++) {
-        for (size_t b = args->first; b < args->last; b += GROUP) quantise_blocks(args, b, t);
+        for (size_t b = args->first; b < args->last; b += GROUP) quantize_blocks(args, b, t);
     }
 }
 

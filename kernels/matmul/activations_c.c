@@ -21,7 +21,7 @@ static float largest(const float *x, size_t n) {
 }
 
 // Writes the q of one token, gives their sums over each half in `sums`, and returns d. m: the largest |x| of the scale.
-static float quantise_block(uint8_t *restrict q, int32_t sums[2], const float *x, float m) {
+static float quantize_block(uint8_t *restrict q, int32_t sums[2], const float *x, float m) {
     sums[0] = sums[1] = 0;
     const float inverse = 127.0f / m;  // infinite for an m below 2^-121 or so: taken for 0
     const int usable = inverse > 0.0f && inverse <= FLT_MAX;
@@ -34,7 +34,7 @@ static float quantise_block(uint8_t *restrict q, int32_t sums[2], const float *x
     return m <= FLT_MAX ? 0.0f : NAN;
 }
 
-void pk_activations_quantise_c(const pk_activations_args *args) {
+void pk_activations_quantize_c(const pk_activations_args *args) {
     const size_t tokens = args->tokens, scale_columns = args->shared * PK_X_BLOCK;
     for (size_t b = args->first; b < args->last; b++) {
         uint8_t *q = args->tile + b * tokens * PK_X_BLOCK_BYTES, *d = q + tokens * PK_X_BLOCK;
@@ -43,7 +43,7 @@ void pk_activations_quantise_c(const pk_activations_args *args) {
             int32_t sums[2];
             const float *row = args->x + t * args->x_stride;
             const float m = largest(row + b / args->shared * scale_columns, scale_columns);
-            const float scale = quantise_block(q + t * PK_X_BLOCK, sums, row + b * PK_X_BLOCK, m);
+            const float scale = quantize_block(q + t * PK_X_BLOCK, sums, row + b * PK_X_BLOCK, m);
             const int32_t all = -8 * (sums[0] + sums[1]), half0 = -32 * sums[0], half1 = -32 * sums[1];
             put(d, t, &scale);
             put(s8, t, &all);

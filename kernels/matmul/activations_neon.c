@@ -33,7 +33,7 @@ static inline scale scale_of(const float *x, size_t n) {
 }
 
 // Writes the q of one token and gives their sums over each half in `sums`.
-static inline void quantise_block(uint8_t *restrict q, int32_t sums[2], const float *x, float inverse) {
+static inline void quantize_block(uint8_t *restrict q, int32_t sums[2], const float *x, float inverse) {
     for (size_t half = 0; half < 2; half++, q += 16, x += 16) {
         int16x8_t level[2];
         for (size_t i = 0; i < 2; i++) {  // 0 times infinity is NaN, which is converted to 0
@@ -46,7 +46,7 @@ static inline void quantise_block(uint8_t *restrict q, int32_t sums[2], const fl
     }
 }
 
-void pk_activations_quantise_neon(const pk_activations_args *args) {
+void pk_activations_quantize_neon(const pk_activations_args *args) {
     const size_t tokens = args->tokens, shared = args->shared;
     for (size_t first = args->first; first < args->last; first += shared) {
         for (size_t t = 0; t < tokens; t++) {
@@ -56,7 +56,7 @@ void pk_activations_quantise_neon(const pk_activations_args *args) {
                 uint8_t *q = args->tile + b * tokens * PK_X_BLOCK_BYTES, *d = q + tokens * PK_X_BLOCK;
                 uint8_t *s8 = d + 4 * tokens, *s32 = s8 + 4 * tokens;
                 int32_t sums[2];
-                quantise_block(q + t * PK_X_BLOCK, sums, x, found.inverse);
+                quantize_block(q + t * PK_X_BLOCK, sums, x, found.inverse);
                 const int32_t all = -8 * (sums[0] + sums[1]), half0 = -32 * sums[0], half1 = -32 * sums[1];
                 put(d, t, &found.d);
                 put(s8, t, &all);

@@ -4,7 +4,7 @@
 
 #include "pk_cpu.h"
 
-#define QUANTISED(isa)                                                                                   \
+#define QUANTIZED(isa)                                                                                   \
     [PK_W_Q4_0] = pk_matmul_q4_0_##isa, [PK_W_Q8_0] = pk_matmul_q8_0_##isa,                              \
     [PK_W_Q4_K] = pk_matmul_q4_k_##isa, [PK_W_Q5_K] = pk_matmul_q5_k_##isa, [PK_W_Q6_K] = pk_matmul_q6_k_##isa
 #define FLOAT(isa) \
@@ -14,17 +14,21 @@
 #define AVX512 (PK_CPU_AVX512F | PK_CPU_AVX512BW | PK_CPU_AVX512VL | PK_CPU_AVX512DQ)
 
 static const pk_matmul_variant variants[] = {
-    {"c", 0, {QUANTISED(c), FLOAT(c)}},
+    {"c", 0, {QUANTIZED(c), FLOAT(c)}},
 #if defined(__x86_64__)
-    {"avx2", AVX2, {QUANTISED(avx2), FLOAT(avx2)}},
-    {"avxvnni", AVX2 | PK_CPU_AVX_VNNI, {QUANTISED(avxvnni)}},
+    {"avx2", AVX2, {QUANTIZED(avx2), FLOAT(avx2)}},
+#if !defined(PK_WITHOUT_matmul_avxvnni)
+    {"avxvnni", AVX2 | PK_CPU_AVX_VNNI, {QUANTIZED(avxvnni)}},
+#endif
     {"avx512f", PK_CPU_AVX512F, {FLOAT(avx512f)}},
-    {"avx512vnni", AVX512 | PK_CPU_AVX512_VNNI, {QUANTISED(avx512vnni)}},
+    {"avx512vnni", AVX512 | PK_CPU_AVX512_VNNI, {QUANTIZED(avx512vnni)}},
     // Here a row for AMX would go: no AMX machine to test on, so none claimed.
 #elif defined(__aarch64__)
     {"neon", PK_CPU_NEON, {FLOAT(neon)}},
-    {"neon_dotprod", PK_CPU_DOTPROD, {QUANTISED(neon_dotprod)}},
-    {"neon_i8mm", PK_CPU_DOTPROD | PK_CPU_I8MM, {QUANTISED(neon_i8mm)}},
+    {"neon_dotprod", PK_CPU_DOTPROD, {QUANTIZED(neon_dotprod)}},
+#if !defined(PK_WITHOUT_matmul_neon_i8mm)
+    {"neon_i8mm", PK_CPU_DOTPROD | PK_CPU_I8MM, {QUANTIZED(neon_i8mm)}},
+#endif
 #endif
 };
 enum { N_VARIANTS = sizeof variants / sizeof variants[0] };

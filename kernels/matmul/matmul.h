@@ -7,7 +7,7 @@
 // Weights lie in panels of 16 rows, activations in tiles of up to 16 tokens; a lane of SIMD is a row, a register of
 // sums is a token. Both are packed once (pack.h, activations.h) so that every load below is sequential.
 //
-// A panel of ggml's quantised types, where g, r, j say four columns 4g + j of row r, next to each other for the dot
+// A panel of ggml's quantized types, where g, r, j say four columns 4g + j of row r, next to each other for the dot
 // products of four bytes that every instruction set has. K is the number of columns; the last panel's missing rows
 // are zero. A panel starts on 64 bytes and its size is rounded up to 64 (pk_panel_bytes).
 //
@@ -27,7 +27,7 @@
 //         and after the last of them, f16 d [K/256][16]
 //   F16, BF16, F32                u16 or f32 w [K][16]
 //
-// A tile of T tokens (16; the last one what remains) for the quantised types, per block of 32 columns, 48 T bytes:
+// A tile of T tokens (16; the last one what remains) for the quantized types, per block of 32 columns, 48 T bytes:
 //         s8  q [T][32]           x is about d * q, -127 <= q <= 127
 //         f32 d [T]
 //         s32 s8 [T]              -8 times the sum of q: what Q4_0's offset takes from a dot product
@@ -85,7 +85,7 @@ typedef struct {
 const pk_matmul_variant *pk_matmul_at(size_t i);  // slow to fast, NULL past the end: tests walk the table
 pk_matmul_fn pk_matmul_best(pk_weight weight);    // the fastest that this CPU can run
 
-#define PK_MATMUL_QUANTISED(isa)                         \
+#define PK_MATMUL_QUANTIZED(isa)                         \
     void pk_matmul_q4_0_##isa(const pk_matmul_args *a);  \
     void pk_matmul_q8_0_##isa(const pk_matmul_args *a);  \
     void pk_matmul_q4_k_##isa(const pk_matmul_args *a);  \
@@ -102,16 +102,16 @@ pk_matmul_fn pk_matmul_best(pk_weight weight);    // the fastest that this CPU c
     void pk_matmul_bf16_##isa(const pk_matmul_args *a);  \
     void pk_matmul_f32_##isa(const pk_matmul_args *a)
 
-PK_MATMUL_QUANTISED(c);  // scalar: the definition of correct
+PK_MATMUL_QUANTIZED(c);  // scalar: the definition of correct
 PK_MATMUL_FLOAT(c);
-PK_MATMUL_QUANTISED(avx2);
+PK_MATMUL_QUANTIZED(avx2);
 PK_MATMUL_FLOAT(avx2);
-PK_MATMUL_QUANTISED(avxvnni);
-PK_MATMUL_QUANTISED(avx512vnni);
+PK_MATMUL_QUANTIZED(avxvnni);
+PK_MATMUL_QUANTIZED(avx512vnni);
 PK_MATMUL_MANY(avx512vnni);
 PK_MATMUL_FLOAT(avx512f);
-PK_MATMUL_QUANTISED(neon_dotprod);
-PK_MATMUL_QUANTISED(neon_i8mm);
+PK_MATMUL_QUANTIZED(neon_dotprod);
+PK_MATMUL_QUANTIZED(neon_i8mm);
 PK_MATMUL_FLOAT(neon);
 
 #endif

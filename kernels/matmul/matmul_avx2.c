@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_avx2.c - quantised weights with AVX2: a register holds four columns of 8 rows, half a panel.
+// matmul_avx2.c - quantized weights with AVX2: a register holds four columns of 8 rows, half a panel.
 //
 // vpmaddubsw multiplies unsigned by signed bytes and adds pairs into 16 bits: weights stay unsigned (the sums
 // that the tile stores take their offset back), activations are broadcast four bytes at a time. As long as no

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_avx512vnni.c - quantised weights with AVX-512 VNNI: a register is 16 rows, one vpdpbusd four columns
+// matmul_avx512vnni.c - quantized weights with AVX-512 VNNI: a register is 16 rows, one vpdpbusd four columns
 // of them.
 //
 // vpdpbusd multiplies unsigned by signed bytes: weights stay unsigned (their offset comes back through the

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_avxvnni.c - quantised weights with AVX-VNNI: a register holds four columns of 8 rows, half a panel.
+// matmul_avxvnni.c - quantized weights with AVX-VNNI: a register holds four columns of 8 rows, half a panel.
 //
 // vpdpbusd multiplies unsigned by signed bytes and adds four products to 32 bits: weights stay unsigned (the
 // sums that the tile stores take their offset back), activations are broadcast four bytes at a time.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_c.c - scalar reference of the quantised types. Clear first; it is also the fallback.
+// matmul_c.c - scalar reference of the quantized types. Clear first; it is also the fallback.
 //
 // A block of 32 columns of a panel is unpacked once for all tokens of a tile; compilers can vectorise the
 // loops over 16 rows.

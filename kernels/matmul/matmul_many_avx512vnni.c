@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_many_avx512vnni.c - quantised weights times many tokens: two panels are unpacked once for up to 128
+// matmul_many_avx512vnni.c - quantized weights times many tokens: two panels are unpacked once for up to 128
 // tokens.
 //
 // With one panel in registers (matmul_avx512vnni.c) every product needs an activation broadcast of its own,

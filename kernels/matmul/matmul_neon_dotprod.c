@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_neon_dotprod.c - quantised weights with Arm's SDOT: a register is four rows, one SDOT four columns
+// matmul_neon_dotprod.c - quantized weights with Arm's SDOT: a register is four rows, one SDOT four columns
 // of them.
 //
 // SDOT takes its second factor by lane, so 16 bytes of a token serve four groups of columns without a

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul_neon_i8mm.c - quantised weights with Arm's SMMLA: 2 tokens times 2 rows, 8 columns at a time.
+// matmul_neon_i8mm.c - quantized weights with Arm's SMMLA: 2 tokens times 2 rows, 8 columns at a time.
 //
 // Work goes in pieces of up to 8 blocks (256 columns): each is unpacked to signed bytes with two rows in a
 // register, then 8 rows times 4 tokens have their sums in registers (8 integer, 8 float), as 2 by 2 until

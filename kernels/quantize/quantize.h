@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// quantize.h - the contract of the weight quantisers: float32 to ggml's Q4_K, Q5_K and Q6_K without importances.
+// quantize.h - the contract of the weight quantizers: float32 to ggml's Q4_K, Q5_K and Q6_K without importances.
 //
 // A block holds 256 weights, in 8 sub-blocks of 32 (Q4_K, Q5_K) or 16 of 16 (Q6_K):
 //

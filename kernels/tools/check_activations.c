@@ -70,9 +70,9 @@ static bool check_case(const pk_activations_variant *v, pk_weight weight, size_t
     const size_t first = blocks > shared ? shared : 0;
     pk_activations_args args = {want + GUARD, x, stride, tokens, columns, first, blocks, shared};
     const bool is_float = PK_IS_FLOAT(weight);
-    (is_float ? pk_activations_arrange_c : pk_activations_quantise_c)(&args);
+    (is_float ? pk_activations_arrange_c : pk_activations_quantize_c)(&args);
     args.tile = got + GUARD;
-    (is_float ? v->arrange : v->quantise)(&args);
+    (is_float ? v->arrange : v->quantize)(&args);
     bool ok = !memcmp(want, got, n_tile + 2 * GUARD);  // the contract: the same bytes
     for (size_t i = 0; i < GUARD; i++) ok = ok && got[i] == 0xa5 && got[GUARD + n_tile + i] == 0xa5;
     free(x);
@@ -93,7 +93,7 @@ static bool check_variant(const pk_activations_variant *v) {
         for (size_t c = 0; c < sizeof shapes / sizeof shapes[0]; c++) {
             for (fill how = X_UNIFORM; how < N_FILLS; how++, n_cases++) {
                 if (check_case(v, shapes[c].weight, tokens, shapes[c].columns, how)) continue;
-                printf("quantise %s differs from c: %zu tokens, %zu columns, scales of %zu blocks, %s\n", v->name,
+                printf("quantize %s differs from c: %zu tokens, %zu columns, scales of %zu blocks, %s\n", v->name,
                        tokens, shapes[c].columns, PK_SHARED_BLOCKS(shapes[c].weight, shapes[c].columns),
                        fill_names[how]);
                 n_bad++;
@@ -136,7 +136,7 @@ static double best_time(pk_activations_fn fn, const pk_activations_args *args, s
 void bench_activations(void) {
     enum { COLUMNS = 3072, CALLS = 64 };
     static const size_t tokens[] = {1, 16};
-    static const char *const ways[] = {"quantise 32", "quantise 256", "arrange"};  // columns of a scale
+    static const char *const ways[] = {"quantize 32", "quantize 256", "arrange"};  // columns of a scale
     float *x = must_alloc(COLUMNS * PK_TILE_TOKENS * sizeof *x);
     uint8_t *tile = must_alloc(pk_tile_bytes(PK_W_F32, COLUMNS, PK_TILE_TOKENS));
     fill_rows(x, COLUMNS * PK_TILE_TOKENS, X_UNIFORM, 1);
@@ -149,7 +149,7 @@ void bench_activations(void) {
             if (!pk_cpu_has(v->needs)) continue;
             for (size_t way = 0; way < 3; way++) {
                 args.shared = way == 0 ? 1 : 8;
-                const double took = best_time(way == 2 ? v->arrange : v->quantise, &args, CALLS, numbers);
+                const double took = best_time(way == 2 ? v->arrange : v->quantize, &args, CALLS, numbers);
                 if (row == 0) c[way] = took;
                 printf("%-12s %-8s %2zu tokens %6.3f ns/number %5.2f x c\n", ways[way], v->name, tokens[t], took,
                        c[way] / took);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// check_quantize.c - every weight quantiser against the scalar one, byte for byte, and what a weight costs.
+// check_quantize.c - every weight quantizer against the scalar one, byte for byte, and what a weight costs.
 #include <float.h>
 #include <stdint.h>
 #include <stdio.h>

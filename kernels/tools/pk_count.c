@@ -63,7 +63,7 @@ static void count_matmul(void) {
 
 static void count_activations(void) {
     uint8_t *x = filled(TOKENS * COLUMNS * sizeof(float)), *tile = filled(TOKENS * COLUMNS * sizeof(float));
-    static const char *const names[] = {"activations quantise*32", "activations quantise*256",
+    static const char *const names[] = {"activations quantize*32", "activations quantize*256",
                                         "activations arrange"};
     pk_activations_args a = {.tile = tile, .x = (const float *)(const void *)x, .x_stride = COLUMNS,
                              .tokens = TOKENS, .columns = COLUMNS, .last = COLUMNS / PK_X_BLOCK};
@@ -71,7 +71,7 @@ static void count_activations(void) {
     for (size_t row = 0; (v = pk_activations_at(row)) != NULL; row++) {
         if (!pk_cpu_has(v->needs)) continue;
         for (int way = 0; way < 3; way++) {
-            const pk_activations_fn fn = way == 2 ? v->arrange : v->quantise;
+            const pk_activations_fn fn = way == 2 ? v->arrange : v->quantize;
             char line[128];
             a.shared = way == 0 ? 1 : 8;
             name(line, names[way], v->name, TOKENS * COLUMNS);

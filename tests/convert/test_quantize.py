@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantised bytes against llama_model_quantize's, against themselves in pieces, and within derived bounds."""
+"""Quantized bytes against llama_model_quantize's, against themselves in pieces, and within derived bounds."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_half_precision_is_rounding(quantizer: Quantizer) -> None:
 
 @pytest.mark.parametrize("kind", [Q4_0, Q4_K, Q5_K, Q6_K], ids=lambda t: t.name)
 def test_importances_act(quantizer: Quantizer, kind: GgmlType) -> None:
-    """The weighted error, which the quantiser is to minimise, must come down."""
+    """The weighted error, which the quantizer is to minimise, must come down."""
     rows = weights(64, 1024)
     importance = np.where(np.arange(1024) % 7 == 0, np.float32(100), np.float32(0.01))
 

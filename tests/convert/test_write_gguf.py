@@ -101,7 +101,7 @@ def test_stock_llama_cpp_loads_and_decodes(model: str, recipe: str, converted: C
 
 @pytest.mark.parametrize("quant", LORA_TYPES)
 def test_every_adapter_type_acts_alike(quant: str, converted: Converted) -> None:
-    """A quantised adapter moves the logits where the exact one does, give or take its own error."""
+    """A quantized adapter moves the logits where the exact one does, give or take its own error."""
     ids = [1, 2, 3, 4, 5]
 
     def moved(quant: str) -> Any:

@@ -20,7 +20,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
-QUANTISED = (Q4_0, Q8_0, Q4_K, Q5_K, Q6_K)
+QUANTIZED = (Q4_0, Q8_0, Q4_K, Q5_K, Q6_K)
 FLOATS = (F16, BF16, F32)
 NMSE = 5e-4  # of a product whose activations have 8 bits; test-backend-ops of ggml allows the same
 EPS = 2.0**-24  # the relative error of one float32 rounding
@@ -73,7 +73,7 @@ def shared_columns(kind: GgmlType, columns: int) -> int:
 def product(m: Matrix, x: Float64, x_error: Float64 | float = 0.0) -> tuple[Float64, Float64]:
     """W x, and how far a correct kernel may be from it when x is off by `x_error` already.
 
-    With float weights x stays float32: one rounding for each of K products and sums. Quantised, x is
+    With float weights x stays float32: one rounding for each of K products and sums. Quantized, x is
     rounded to 8 bits: half a step of max / 127 of the columns that share it. The integers then are exact,
     and each half of 32 columns has a product with its scales and an addition, 4 K / 32 roundings at most of
     the sums so far. Those sums are below |x| times four times the block's largest weight: a K-quant's sum

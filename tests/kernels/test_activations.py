@@ -51,7 +51,7 @@ def rows_of(fill: str, tokens: int, columns: int) -> Float32:
     return FILLS[fill](rng, (tokens, columns)).astype(np.float32)
 
 
-def quantised(x: Float32, shared: int) -> Bytes:
+def quantized(x: Float32, shared: int) -> Bytes:
     """The tile of matmul.h: per block s8 q [T][32], f32 d [T], s32 -8 sum [T], s32 -32 sum [2][T]."""
     tokens, columns = x.shape
     blocks = x.reshape(tokens, columns // 32, 32).swapaxes(0, 1)  # [blocks, T, 32]
@@ -94,12 +94,12 @@ def packed(
 @EACH
 @SHARED
 @pytest.mark.parametrize("fill", FILLS)
-def test_quantise(variant: str, fill: str, shared: int) -> None:
+def test_quantize(variant: str, fill: str, shared: int) -> None:
     for tokens in range(1, 17):
         for columns in (32, 96, 256, 1056) if shared == 1 else (256, 1024):
             x = rows_of(fill, tokens, columns)
             got, guards = packed(x, 0, columns // 32, variant, shared=shared)
-            assert np.array_equal(got.reshape(columns // 32, -1), quantised(x, shared))
+            assert np.array_equal(got.reshape(columns // 32, -1), quantized(x, shared))
             assert (guards == 0xA5).all()
 
 
@@ -117,7 +117,7 @@ def test_the_ties_are_ties(variant: str) -> None:
 def test_a_range_writes_its_blocks_alone(variant: str, shared: int, arrange: bool) -> None:
     for tokens in (1, 3, 4, 6, 16):
         x = rows_of("normal", tokens, 320 * shared)
-        want = x.T.copy().view(np.uint8).reshape(10 * shared, -1) if arrange else quantised(x, shared)
+        want = x.T.copy().view(np.uint8).reshape(10 * shared, -1) if arrange else quantized(x, shared)
         for first, last in ((0, 1), (2, 7), (3, 10), (9, 10)):
             first, last = first * shared, last * shared
             got, guards = packed(x, first, last, variant, shared=shared, arrange=arrange)

@@ -9,12 +9,12 @@ import pytest
 from pocketphi.convert.ggml_types import F16, F32, Q4_0, GgmlType
 
 from ..ggml_graph import Device, Graph
-from .ggml_operands import FLOATS, QUANTISED, activations, matrix
+from .ggml_operands import FLOATS, QUANTIZED, activations, matrix
 
 COLUMNS = 512
 ROWS = 50  # three panels of 16 rows, and two rows
 
-KINDS = pytest.mark.parametrize("kind", (*QUANTISED, *FLOATS), ids=lambda t: t.name)
+KINDS = pytest.mark.parametrize("kind", (*QUANTIZED, *FLOATS), ids=lambda t: t.name)
 
 
 def ranges(row: int) -> list[tuple[int, int]]:
@@ -116,7 +116,7 @@ def test_a_cleared_buffer_is_zero(device: Device, kind: GgmlType) -> None:
 
 
 def test_a_row_of_floats_is_not_packed(device: Device) -> None:
-    """A norm's weights: the plug-in's other steps read them as they are. One quantised row is a matrix."""
+    """A norm's weights: the plug-in's other steps read them as they are. One quantized row is a matrix."""
     values = activations(1, COLUMNS)[0]
     with Graph(device) as g:
         vector = g.vector(values)

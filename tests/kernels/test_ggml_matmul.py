@@ -13,7 +13,7 @@ from .ggml_operands import (
     EPS,
     FLOATS,
     NMSE,
-    QUANTISED,
+    QUANTIZED,
     Float32,
     Matrix,
     activations,
@@ -23,7 +23,7 @@ from .ggml_operands import (
     uneven,
 )
 
-KINDS = pytest.mark.parametrize("kind", (*QUANTISED, *FLOATS), ids=lambda t: t.name)
+KINDS = pytest.mark.parametrize("kind", (*QUANTIZED, *FLOATS), ids=lambda t: t.name)
 
 
 def multiply(device: Device, m: Matrix, x: Float32, threads: int = 2) -> Float32:
@@ -54,7 +54,7 @@ def test_large_columns(device: Device, peer: Device, kind: GgmlType, tokens: int
     got = multiply(device, m, x)
     want, bound = product(m, x.astype(np.float64))
     assert (abs(got - want) <= bound).all()
-    if kind in QUANTISED and kind is not Q4_0:
+    if kind in QUANTIZED and kind is not Q4_0:
         assert nmse(got, want) <= 1.5 * nmse(multiply(peer, m, x), want)
 
 

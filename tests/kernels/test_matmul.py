@@ -16,7 +16,7 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-QUANTISED = (Type.Q4_0, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K)
+QUANTIZED = (Type.Q4_0, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 FLOATS = (Type.F16, Type.BF16, Type.F32)
 SCALE_AT = {Type.Q4_0: [0], Type.Q8_0: [0], Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208]}  # bytes
 COLUMNS = {Type.Q4_0: (96, 768), Type.Q8_0: (160, 256)} | dict.fromkeys(
@@ -30,7 +30,7 @@ FLOATS_ALONE = {"avx512f", "neon"}
 
 PAIRS = [
     pytest.param(kind, columns, variant, id=f"{kind.name}-{columns}-{variant}")
-    for kind in (*QUANTISED, *FLOATS)
+    for kind in (*QUANTIZED, *FLOATS)
     for columns in COLUMNS.get(kind, FLOAT_COLUMNS)
     for variant in kernels.variants("matmul")
     if variant not in (NO_FLOATS if kind in FLOATS else FLOATS_ALONE)
@@ -159,7 +159,7 @@ def test_product_is_added(kind: Type, columns: int, variant: str) -> None:
     assert (np.abs(out - total) <= bound).all()
 
 
-@pytest.mark.parametrize("kind", QUANTISED, ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", QUANTIZED, ids=lambda k: k.name)
 def test_rounding_activations_costs_little(kind: Type) -> None:
     """Against float64 of normal activations as they are: the error's power over the product's."""
     raw, x = weights_of(kind, 64, 2048), activations_of("normal", 16, 2048)
@@ -195,7 +195,7 @@ def test_every_float16_is_read(variant: str) -> None:
     assert np.array_equal(got[0], want, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", (*QUANTISED, *FLOATS), ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", (*QUANTIZED, *FLOATS), ids=lambda k: k.name)
 def test_the_fastest_is_the_last_that_has_the_type(kind: Type) -> None:
     columns = COLUMNS.get(kind, FLOAT_COLUMNS)[-1]
     raw, x = weights_of(kind, 33, columns), activations_of("normal", 18, columns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every quantiser variant this CPU has, against ggml's own bytes."""
+"""Every quantizer variant this CPU has, against ggml's own bytes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversion costs beside the usual way: write F16, then run llama.cpp's own quantiser on the file.
+"""What a conversion costs beside the usual way: write F16, then run llama.cpp's own quantizer on the file.
 
     python -m tests.tools.bench_convert CHECKPOINT --scratch DIR [--recipes Q4_0 Q4_K_M]
 

@@ -4,7 +4,7 @@
     python -m tests.tools.bench_openvino MODEL.gguf OPENVINO_DIR --python VENV/bin/python [-p 512 -n 64 -r 5]
 
 OpenVINO runs in a virtual environment of its own and in a process of its own, through openvino-genai with its
-defaults (an 8-bit cache, activations quantised per group). How both models are made, eight layers each:
+defaults (an 8-bit cache, activations quantized per group). How both models are made, eight layers each:
 
     python -m venv VENV
     VENV/bin/pip install torch==2.13.0 optimum-intel openvino openvino-genai openvino-tokenizers nncf

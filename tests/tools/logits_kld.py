@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a quantised phi4-nano's logits are from F32's, with the plug-in and with stock ggml.
+"""How far a quantized phi4-nano's logits are from F32's, with the plug-in and with stock ggml.
 
     python -m tests.tools.logits_kld [--recipes Q4_K_M Q4_0 …] [--json]
 

@@ -63,7 +63,7 @@ typedef struct ggml_tensor {
     int type;
     ggml_buffer *buffer;
     int64_t ne[GGML_MAX_DIMS];  // elements, the fastest first
-    size_t nb[GGML_MAX_DIMS];   // bytes from one to the next; nb[0] of a block for quantised types
+    size_t nb[GGML_MAX_DIMS];   // bytes from one to the next; nb[0] of a block for quantized types
     int op;
     int32_t op_params[16];
     int32_t flags;

@@ -12,8 +12,6 @@ enum {
         1024,  // keys from which on the memory's order counts: one head alone reads 256 bytes of every row
 };
 
-static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
-
 typedef struct {
     size_t tokens, heads, kv_heads, group, keys, head;
 } shape;
@@ -65,7 +63,7 @@ static pk_attention_args args_of(const ggml_tensor *node, size_t kv, size_t toke
 static void many_unit(const pk_backend *backend, const pk_step *step, size_t unit, uint8_t *scratch) {
     (void)backend;
     const shape s = shape_of(step->node);
-    const size_t blocks = divide_up(s.tokens, step->attention.tokens), block = blocks - 1 - unit / s.kv_heads;
+    const size_t blocks = pk_divide_up(s.tokens, step->attention.tokens), block = blocks - 1 - unit / s.kv_heads;
     const size_t token = block * step->attention.tokens, left = s.tokens - token;
     const size_t tokens = left < step->attention.tokens ? left : step->attention.tokens;
     const pk_attention_args args = args_of(step->node, unit % s.kv_heads, token, tokens, scratch);
@@ -111,7 +109,7 @@ static void merge_unit(const pk_backend *backend, const pk_step *step, size_t kv
 }
 
 static bool plan_parts(pk_backend *backend, const ggml_tensor *node, const shape *s) {
-    const size_t parts = divide_up(s->keys, PART_KEYS);
+    const size_t parts = pk_divide_up(s->keys, PART_KEYS);
     pk_need(backend, PK_SLOT_PARTS, s->heads * parts * (s->head + 2) * sizeof(float));
     pk_step *step = pk_add_step(backend, part_unit, parts, node);
     if (!step) return false;
@@ -128,7 +126,7 @@ bool pk_plan_attention(pk_backend *backend, const ggml_tensor *node) {
     pk_need_scratch(backend, pk_attention_scratch_bytes());
     if (s.tokens == 1 && s.keys >= WORTH_PARTS) return plan_parts(backend, node, &s);
     const size_t tokens = PK_ATTENTION_QUERIES / s.group;
-    pk_step *step = pk_add_step(backend, many_unit, divide_up(s.tokens, tokens) * s.kv_heads, node);
+    pk_step *step = pk_add_step(backend, many_unit, pk_divide_up(s.tokens, tokens) * s.kv_heads, node);
     if (step) step->attention.tokens = tokens;
     return step != NULL;
 }

@@ -32,7 +32,7 @@ bool pk_weight_of(int ggml_type, pk_weight *weight) {
 
 bool pk_is_packed(const ggml_tensor *tensor) { return tensor->extra == &packed_mark; }
 
-// A row of floats is a norm's or a bias, never a matrix; quantised ones are only ever multiplied.
+// A row of floats is a norm's or a bias, never a matrix; quantized ones are only ever multiplied.
 static bool is_matrix(const ggml_tensor *t) {
     pk_weight weight;
     if (!pk_weight_of(t->type, &weight) || t->op != GGML_OP_NONE || t->view_src) return false;

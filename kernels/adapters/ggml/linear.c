@@ -16,7 +16,6 @@ enum {
     PACK_BLOCKS = 16,         // blocks of 32 columns in a unit of the first step
 };
 
-static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 // ---- packing activations ----
@@ -34,10 +33,10 @@ static void pack_unit(const pk_backend *backend, const pk_step *step, size_t uni
         .tokens = least(PK_TILE_TOKENS, p->tokens - token),
         .columns = columns,
         .first = first,
-        .last = least(first + PACK_BLOCKS, divide_up(columns, PK_X_BLOCK)),
+        .last = least(first + PACK_BLOCKS, pk_divide_up(columns, PK_X_BLOCK)),
         .shared = p->shared,
     };
-    (p->shared ? pk_use.activations->quantise : pk_use.activations->arrange)(&args);
+    (p->shared ? pk_use.activations->quantize : pk_use.activations->arrange)(&args);
 }
 
 // How many blocks of x share a scale for this weight; 0: it wants x as floats.
@@ -53,8 +52,8 @@ static bool pack(pk_backend *backend, const ggml_tensor *x, size_t shared, pk_sl
     backend->packed[slot] = x;
     backend->packed_shared[slot] = shared;
     const size_t tokens = pk_rows(x), columns = (size_t)x->ne[0];
-    const size_t tiles = divide_up(tokens, PK_TILE_TOKENS),
-                 chunks = divide_up(divide_up(columns, PK_X_BLOCK), PACK_BLOCKS);
+    const size_t tiles = pk_divide_up(tokens, PK_TILE_TOKENS),
+                 chunks = pk_divide_up(pk_divide_up(columns, PK_X_BLOCK), PACK_BLOCKS);
     pk_need(backend, slot, tiles * pk_tile_bytes(shared ? PK_W_Q8_0 : PK_W_F32, columns, PK_TILE_TOKENS));
     pk_step *step = pk_add_step(backend, pack_unit, tiles * chunks, x);
     if (!step) return false;
@@ -135,22 +134,22 @@ static void share_out(const pk_backend *backend, pk_linear *l) {
     pk_weight weight = PK_W_F32;
     (void)pk_weight_of(l->w->type, &weight);
     const size_t columns = (size_t)l->w->ne[0], panel = pk_panel_bytes(weight, columns);
-    const size_t panels = divide_up(l->rows, PK_PANEL_ROWS), threads = (size_t)backend->n_threads;
+    const size_t panels = pk_divide_up(l->rows, PK_PANEL_ROWS), threads = (size_t)backend->n_threads;
     const size_t tile = pk_tile_bytes(weight, columns, PK_TILE_TOKENS);
     const size_t tiles = X_BYTES / tile ? X_BYTES / tile : 1;
-    l->block_tokens = least(tiles * PK_TILE_TOKENS, divide_up(l->tokens, PK_TILE_TOKENS) * PK_TILE_TOKENS);
-    const size_t blocks = divide_up(l->tokens, l->block_tokens);
+    l->block_tokens = least(tiles * PK_TILE_TOKENS, pk_divide_up(l->tokens, PK_TILE_TOKENS) * PK_TILE_TOKENS);
+    const size_t blocks = pk_divide_up(l->tokens, l->block_tokens);
     size_t most = l->tokens > PK_TILE_TOKENS ? CHUNK_PANELS : CHUNK_BYTES / panel;
     const size_t fair = panels * blocks / (threads * UNITS_A_THREAD);
     most = least(most, fair);
     l->chunk_panels = most ? most : 1;
-    l->chunks = divide_up(panels, l->chunk_panels);
+    l->chunks = pk_divide_up(panels, l->chunk_panels);
 }
 
 static bool add_linear(pk_backend *backend, const pk_linear *linear, const ggml_tensor *node) {
     pk_linear l = *linear;
     share_out(backend, &l);
-    pk_step *step = pk_add_step(backend, linear_unit, divide_up(l.tokens, l.block_tokens) * l.chunks, node);
+    pk_step *step = pk_add_step(backend, linear_unit, pk_divide_up(l.tokens, l.block_tokens) * l.chunks, node);
     if (!step) return false;
     step->linear = l;
     const size_t unit_floats = least(l.block_tokens, l.tokens) * l.chunk_panels * PK_PANEL_ROWS;

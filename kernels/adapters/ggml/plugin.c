@@ -4,20 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#include <windows.h>
-#else
 #include <dlfcn.h>
-#endif
 
 #include "pk_cpu.h"
 #include "plugin.h"
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
 #define EXPORT __attribute__((visibility("default")))
-#endif
 
 EXPORT ggml_reg *ggml_backend_init(void);  // the host's way in
 EXPORT const char *pk_ggml_version(void);  // the ggml_version() this was written for
@@ -172,42 +164,30 @@ static void *reg_proc_address(ggml_reg *reg, const char *name) {
 
 // ---- the guard ----
 
-// A host's symbol: from the ggml library that is already loaded, or from the program itself.
-static void *symbol(const char *name) {
-#if defined(_WIN32)
-    HMODULE base = GetModuleHandleA("ggml-base.dll");
-    if (!base) base = GetModuleHandleA(NULL);
-    FARPROC found = GetProcAddress(base, name);
-    void *object;
-    memcpy(&object, &found, sizeof object);
-    return object;
-#else
-    static const char *const libraries[] = {"libggml-base.so.0", "libggml-base.so",
-                                            "@rpath/libggml-base.0.dylib", "libggml-base.dylib"};
-    for (size_t i = 0; i < sizeof libraries / sizeof libraries[0]; i++) {
-        void *library = dlopen(libraries[i], RTLD_NOLOAD | RTLD_LAZY);
-        void *found = library ? dlsym(library, name) : NULL;
-        if (library) dlclose(library);  // the host holds it open
-        if (found) return found;
-    }
-    return dlsym(RTLD_DEFAULT, name);
-#endif
+// A symbol of the library that called us, or of those it is linked to: a process may hold more than one ggml. A
+// program with ggml inside exports it itself.
+static void *symbol(const void *caller, const char *name) {
+    Dl_info host;
+    void *library = dladdr(caller, &host) ? dlopen(host.dli_fname, RTLD_NOLOAD | RTLD_LAZY) : NULL;
+    void *found = library ? dlsym(library, name) : NULL;
+    if (library) dlclose(library);  // the host holds it open
+    return found ? found : dlsym(RTLD_DEFAULT, name);
 }
 
-static bool find(void *function, const char *name) {
-    void *found = symbol(name);
+static bool find(const void *caller, void *function, const char *name) {
+    void *found = symbol(caller, name);
     memcpy(function, &found, sizeof found);
     return found != NULL;
 }
 
-static const char *why_not(void) {
+static const char *why_not(const void *caller) {
     if (!pk_cpu_mask_is_valid()) return "POCKETPHI_CPU_MASK names an unknown CPU feature";
-    if (!find(&pk_host.version, "ggml_version")) return "the host's ggml library was not found";
+    if (!find(caller, &pk_host.version, "ggml_version")) return "the host's ggml library was not found";
     if (strcmp(pk_host.version(), PK_GGML_VERSION) != 0)
         return "the host's ggml is not version " PK_GGML_VERSION;
-    if (!find(&pk_host.buffer_init, "ggml_backend_buffer_init") || !find(&pk_host.nbytes, "ggml_nbytes") ||
-        !find(&pk_host.graph_n_nodes, "ggml_graph_n_nodes") ||
-        !find(&pk_host.graph_node, "ggml_graph_node")) {
+    if (!find(caller, &pk_host.buffer_init, "ggml_backend_buffer_init") || !find(caller, &pk_host.nbytes, "ggml_nbytes") ||
+        !find(caller, &pk_host.graph_n_nodes, "ggml_graph_n_nodes") ||
+        !find(caller, &pk_host.graph_node, "ggml_graph_node")) {
         return "the host's ggml lacks a function that its version should have";
     }
     return NULL;
@@ -229,7 +209,7 @@ ggml_reg *ggml_backend_init(void) {
                   .get_device = reg_device,
                   .get_proc_address = reg_proc_address},
     };
-    refusal = why_not();
+    refusal = why_not(__builtin_return_address(0));
     if (!refusal && !best_variant()->needs)
         refusal = "this CPU has none of the instruction sets that beat ggml's own";
     if (refusal) return NULL;

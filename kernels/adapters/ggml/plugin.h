@@ -11,6 +11,7 @@
 #define PK_GGML_PLUGIN_H
 
 #include <stdatomic.h>
+#include <string.h>
 
 #include "abi.h"
 #include "attention/attention.h"
@@ -36,6 +37,15 @@ typedef struct {
     atomic_uint_fast64_t graphs, nodes, matmuls, matmul_tokens, attentions, packed_bytes, threads;
 } pk_counts;
 extern pk_counts pk_count;
+
+static inline size_t pk_divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
+
+// The i-th of an operation's parameters, where it is a number.
+static inline float pk_param(const ggml_tensor *op, size_t i) {
+    float value;
+    memcpy(&value, &op->op_params[i], sizeof value);
+    return value;
+}
 
 // ---- buffer.c ----
 ggml_buffer_type *pk_buffer_type(void);

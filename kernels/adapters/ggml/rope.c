@@ -12,19 +12,13 @@
 
 enum { DIMS = 1, BASE = 5, FREQ_SCALE = 6, ATTENTION_FACTOR = 8, UNITS_A_THREAD = 4 };
 
-static float param(const ggml_tensor *op, size_t i) {
-    float value;
-    memcpy(&value, &op->op_params[i], sizeof value);
-    return value;
-}
-
 // Row of one token: cosines [dims / 2], then sines.
 static void table_unit(const pk_backend *backend, const pk_step *step, size_t unit, uint8_t *scratch) {
     (void)scratch;
     const ggml_tensor *node = step->node, *factors = node->src[2];
     const size_t tokens = (size_t)node->ne[2], half = (size_t)node->op_params[DIMS] / 2;
-    const float step_down = powf(param(node, BASE), -2.0f / (float)node->op_params[DIMS]);
-    const float scale = param(node, FREQ_SCALE), magnitude = param(node, ATTENTION_FACTOR);
+    const float step_down = powf(pk_param(node, BASE), -2.0f / (float)node->op_params[DIMS]);
+    const float scale = pk_param(node, FREQ_SCALE), magnitude = pk_param(node, ATTENTION_FACTOR);
     const size_t first = unit * step->per_unit,
                  last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
     for (size_t t = first; t < last; t++) {

@@ -17,12 +17,6 @@ static const float *floats(const ggml_tensor *t, size_t i) {
     return (const float *)(const void *)row_of(t, i);
 }
 
-static float param(const ggml_tensor *op, size_t i) {
-    float value;
-    memcpy(&value, &op->op_params[i], sizeof value);
-    return value;
-}
-
 static size_t index_at(const ggml_tensor *rows, size_t i) {
     if (rows->type == GGML_TYPE_I64) return (size_t)((const int64_t *)rows->data)[i];
     return (size_t)((const int32_t *)rows->data)[i];
@@ -35,7 +29,7 @@ static void mul(float *out, const float *a, const float *b, size_t n) {
 // `norm`: the node that computes a norm, `node` the product with its weight, or both the same.
 static void norm_row(const ggml_tensor *node, const ggml_tensor *norm, size_t i, float *out) {
     const float *weight = norm == node ? NULL : (const float *)node->src[1]->data;
-    pk_use.vector->rms_norm(out, floats(norm->src[0], i), weight, (size_t)node->ne[0], param(norm, 0));
+    pk_use.vector->rms_norm(out, floats(norm->src[0], i), weight, (size_t)node->ne[0], pk_param(norm, 0));
 }
 
 static void glu_row(const ggml_tensor *node, size_t i, float *out) {
@@ -61,8 +55,9 @@ static void set_row(const ggml_tensor *node, size_t i) {
 static void get_row(const ggml_tensor *node, size_t i, float *out) {
     const ggml_tensor *table = node->src[0];
     const size_t from = index_at(node->src[1], i);
-    if (from < (size_t)table->ne[1])
-        memcpy(out, (const uint8_t *)table->data + from * table->nb[1], (size_t)node->ne[0] * sizeof *out);
+    const size_t bytes = (size_t)node->ne[0] * sizeof *out;
+    if (from < (size_t)table->ne[1]) memcpy(out, (const uint8_t *)table->data + from * table->nb[1], bytes);
+    else memset(out, 0, bytes);
 }
 
 // The result has the source's elements in order, perhaps in another shape.
@@ -94,14 +89,14 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
         }
         float *out = (float *)(void *)row_of(node, i);
         switch (node->op) {
-            case GGML_OP_ADD: pk_use.vector->add(out, floats(a, i), floats(b, i), n); break;
+            case GGML_OP_ADD: pk_use.vector->add(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n); break;
             case GGML_OP_MUL:
                 if (step->with) norm_row(node, step->with, i, out);
                 else mul(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n);
                 break;
             case GGML_OP_RMS_NORM: norm_row(node, node, i, out); break;
             case GGML_OP_SCALE:
-                pk_use.vector->scale(out, floats(a, i), n, param(node, 0), param(node, 1));
+                pk_use.vector->scale(out, floats(a, i), n, pk_param(node, 0), pk_param(node, 1));
                 break;
             case GGML_OP_GET_ROWS: get_row(node, i, out); break;
             case GGML_OP_GLU: glu_row(node, i, out); break;

@@ -4,26 +4,11 @@
 // A step is over when its units are done, not when every thread has come by: a thread that the system has put
 // aside holds nobody up unless it is in the middle of a unit. It finds the steps it missed exhausted and
 // catches up.
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "plugin.h"
-
-#if defined(_WIN32)
-#include <windows.h>
-#define yield() SwitchToThread()
-#else
-#include <sched.h>
-#define yield() sched_yield()
-#endif
-
-#if defined(__x86_64__)
-#define relax() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define relax() __asm__ volatile("yield")
-#else
-#define relax() ((void)0)
-#endif
 
 enum {
     CACHE_LINE = 64,
@@ -38,8 +23,8 @@ typedef struct {
 
 static void wait_for(const pk_step *step) {
     for (int i = 0; atomic_load_explicit(&step->done, memory_order_acquire) < step->units; i++) {
-        if (i < SPINS) relax();
-        else yield();
+        if (i < SPINS) pk_relax();
+        else sched_yield();
     }
 }
 

@@ -40,12 +40,6 @@ static bool is_dense(const ggml_tensor *t, int type) {
            t->nb[2] == (size_t)t->ne[1] * t->nb[1] && t->nb[3] == (size_t)t->ne[2] * t->nb[2];
 }
 
-static float param(const ggml_tensor *op, size_t i) {
-    float value;
-    memcpy(&value, &op->op_params[i], sizeof value);
-    return value;
-}
-
 // When a model is loaded the host asks with a weight that has our buffer type and no memory yet.
 static bool mul_mat(const ggml_tensor *op) {
     const ggml_tensor *w = op->src[0], *x = op->src[1];
@@ -60,7 +54,7 @@ static bool mul_mat(const ggml_tensor *op) {
 static bool rope(const ggml_tensor *op) {
     enum { DIMS = 1, MODE = 2, EXT_FACTOR = 7, OFFSET = 15 };
     const ggml_tensor *x = op->src[0], *positions = op->src[1], *factors = op->src[2];
-    if (op->op_params[MODE] != GGML_ROPE_TYPE_NEOX || param(op, EXT_FACTOR) != 0.0f ||
+    if (op->op_params[MODE] != GGML_ROPE_TYPE_NEOX || pk_param(op, EXT_FACTOR) != 0.0f ||
         op->op_params[OFFSET] != 0)
         return false;
     if (op->op_params[DIMS] < 2 || op->op_params[DIMS] % 2 || op->op_params[DIMS] > x->ne[0]) return false;
@@ -79,7 +73,7 @@ static bool attention(const ggml_tensor *op) {
     enum { MAX_BIAS = 1, SOFTCAP = 2 };
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
                       *sinks = op->src[4];
-    if (sinks || param(op, MAX_BIAS) != 0.0f || param(op, SOFTCAP) != 0.0f) return false;
+    if (sinks || pk_param(op, MAX_BIAS) != 0.0f || pk_param(op, SOFTCAP) != 0.0f) return false;
     if (!has_rows(q, GGML_TYPE_F32) || !is_dense(op, GGML_TYPE_F32) || q->ne[3] != 1) return false;
     const int64_t head = q->ne[0];
     if (head % 32 || head > PK_ATTENTION_MAX_HEAD || !cache(k, head) || !cache(v, head)) return false;
@@ -105,7 +99,7 @@ static bool elementwise(const ggml_tensor *op) {
     if (!has_rows(a, GGML_TYPE_F32) || !has_rows(b, GGML_TYPE_F32) || !has_rows(op, GGML_TYPE_F32))
         return false;
     if (pk_same_shape(a, b)) return true;
-    return op->op == GGML_OP_MUL && b->ne[0] == a->ne[0] && pk_rows(b) == 1;  // a norm's weight
+    return b->ne[0] == a->ne[0] && pk_rows(b) == 1;  // a norm's weight, a bias
 }
 
 bool pk_supports(const ggml_tensor *op) {

@@ -11,14 +11,6 @@
 
 #include "threads.h"
 
-#if defined(__x86_64__)
-#define relax() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define relax() __asm__ volatile("yield")
-#else
-#define relax() ((void)0)
-#endif
-
 enum { SPINS = 20000, MAX_THREADS = 512 };
 
 typedef struct {
@@ -46,7 +38,7 @@ static void *work(void *argument) {
     pk_threads *team = me->team;
     for (;;) {
         for (int i = 0; i < SPINS && atomic_load_explicit(&team->run, memory_order_acquire) == me->seen; i++)
-            relax();
+            pk_relax();
         pthread_mutex_lock(&team->mutex);
         while (atomic_load_explicit(&team->run, memory_order_relaxed) == me->seen && !team->leaving) {
             pthread_cond_wait(&team->start, &team->mutex);
@@ -109,7 +101,7 @@ void pk_threads_run(pk_threads *team, int n, pk_threads_fn fn, void *context) {
     pthread_cond_broadcast(&team->start);
     pthread_mutex_unlock(&team->mutex);
     fn(context, 0, n);
-    for (int i = 0; i < SPINS && atomic_load_explicit(&team->busy, memory_order_acquire); i++) relax();
+    for (int i = 0; i < SPINS && atomic_load_explicit(&team->busy, memory_order_acquire); i++) pk_relax();
     pthread_mutex_lock(&team->mutex);
     while (atomic_load_explicit(&team->busy, memory_order_acquire))
         pthread_cond_wait(&team->done, &team->mutex);
