@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ggml_plugin
-from .bench_decoder import Sample, SpeedPlan, check_room, open_runner
+from .bench_decoder import Sample, SpeedPlan, open_runner
 from .bench_peer import Peer, open_peer
 from .decoder_ggml import KV_BYTES
 from .errors import BundleError, InputError
@@ -103,7 +103,6 @@ def run(plan: SpeedPlan, *, repetitions: int, compare: bool, note: Callable[[str
     """
     header = read_header(Path(plan.model))
     spec = text_spec(header)
-    check_room(plan, spec)
     lora = None if plan.lora is None else read_header(Path(plan.lora))
     if lora is not None and lora.texts.get("general.type") != "adapter":
         raise BundleError(f"{lora.path}: is not an adapter")

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // attention.c - the steps of attention: one unit is a key-value head and some tokens, or, for one token over
 // a long context, a part of the keys with all heads, put together in a step of its own.
-#include <string.h>
-
 #include "plugin.h"
 
 enum {
@@ -33,7 +31,7 @@ static pk_attention_args args_of(const ggml_tensor *node, size_t kv, size_t toke
                                  uint8_t *scratch) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3];
     const shape s = shape_of(node);
-    pk_attention_args args = {
+    const pk_attention_args args = {
         .q = (const float *)(const void *)((const uint8_t *)q->data + token * q->nb[1] +
                                            kv * s.group * q->nb[2]),
         .q_token = q->nb[1],
@@ -53,9 +51,9 @@ static pk_attention_args args_of(const ggml_tensor *node, size_t kv, size_t toke
         .group = s.group,
         .keys = s.keys,
         .head = s.head,
+        .scale = pk_param(node, 0),
         .scratch = scratch,
     };
-    memcpy(&args.scale, &node->op_params[0], sizeof args.scale);
     return args;
 }
 

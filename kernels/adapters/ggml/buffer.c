@@ -65,7 +65,7 @@ static void pack_panels(void *context, int thread, int n_threads) {
 
 static void pack(pk_threads *threads, ggml_tensor *tensor, const uint8_t *source, pk_weight weight) {
     packing_job job = {.tensor = tensor, .source = source, .weight = weight};
-    job.panels = ((size_t)tensor->ne[1] + PK_PANEL_ROWS - 1) / PK_PANEL_ROWS;
+    job.panels = pk_divide_up((size_t)tensor->ne[1], PK_PANEL_ROWS);
     job.task = TASK_BYTES / pk_panel_bytes(weight, (size_t)tensor->ne[0]) + 1;
     atomic_init(&job.next, 0);
     pk_threads_run(threads, job.panels > job.task ? pk_threads_default() : 1, pack_panels, &job);
@@ -213,7 +213,7 @@ static size_t type_alloc_size(ggml_buffer_type *type, const ggml_tensor *tensor)
     pk_weight weight;
     const size_t plain = pk_host.nbytes(tensor);
     if (!is_matrix(tensor) || !pk_weight_of(tensor->type, &weight)) return plain;
-    const size_t panels = ((size_t)tensor->ne[1] + PK_PANEL_ROWS - 1) / PK_PANEL_ROWS;
+    const size_t panels = pk_divide_up((size_t)tensor->ne[1], PK_PANEL_ROWS);
     const size_t packed = panels * pk_panel_bytes(weight, (size_t)tensor->ne[0]);
     return packed > plain ? packed : plain;
 }

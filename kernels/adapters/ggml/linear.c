@@ -4,8 +4,6 @@
 // A unit of the second step is some tokens times some panels of W: tokens enough to use a panel many times,
 // few enough that their packed activations stay in a core's second-level cache. A LoRA, a residual and SwiGLU
 // are done per unit, while its results are still there.
-#include <string.h>
-
 #include "plugin.h"
 
 enum {

@@ -12,6 +12,8 @@
 
 #include "plugin.h"
 
+enum { ROW_UNITS_A_THREAD = 4 };
+
 // How many nodes read `t`, as ggml counted when it built the graph. The graph here may be one backend's part
 // of it, and the count is of the whole: what another backend reads has to be written.
 static int32_t times_read(const ggml_graph *graph, const ggml_tensor *t) {
@@ -74,7 +76,7 @@ static void with_lora(cursor *c, pk_linear_pattern *p) {
     p->a = a;
     p->b = b;
     p->out = sum;
-    memcpy(&p->scale, &scaled->op_params[SCALE], sizeof p->scale);
+    p->scale = pk_param(scaled, SCALE);
     *c = ahead;
 }
 
@@ -151,6 +153,15 @@ pk_step *pk_add_step(pk_backend *backend, pk_unit_fn unit, size_t units, const g
     step->node = node;
     atomic_init(&step->next, 0);
     atomic_init(&step->done, 0);
+    return step;
+}
+
+pk_step *pk_add_rows_step(pk_backend *backend, pk_unit_fn unit, size_t rows, const ggml_tensor *node) {
+    const size_t per_unit = pk_divide_up(rows, (size_t)backend->n_threads * ROW_UNITS_A_THREAD);
+    pk_step *step = pk_add_step(backend, unit, rows ? pk_divide_up(rows, per_unit) : 0, node);
+    if (!step) return NULL;
+    step->rows.all = rows;
+    step->rows.per_unit = per_unit;
     return step;
 }
 

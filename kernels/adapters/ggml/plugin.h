@@ -98,11 +98,13 @@ struct pk_step {
     pk_unit_fn unit;
     size_t units;
     const ggml_tensor *node;              // whose result is written
-    const ggml_tensor *with;              // rows.c: a fused operand
+    const ggml_tensor *norm;              // rows.c: a norm fused with the product that is `node`
     union {
         pk_linear linear;
         pk_packing packing;
-        size_t per_unit;                  // rows of a unit
+        struct {
+            size_t all, per_unit;         // rows of the step, of a unit
+        } rows;
         struct {
             size_t parts, tokens;         // of one token; of a unit
         } attention;
@@ -128,7 +130,15 @@ struct pk_backend {
     size_t packed_shared[PK_SLOTS];
 };
 
-pk_step *pk_add_step(pk_backend *backend, pk_unit_fn unit, size_t units, const ggml_tensor *node);  // NULL: no memory
+// NULL: no memory. A step of rows is shared out into units here.
+pk_step *pk_add_step(pk_backend *backend, pk_unit_fn unit, size_t units, const ggml_tensor *node);
+pk_step *pk_add_rows_step(pk_backend *backend, pk_unit_fn unit, size_t rows, const ggml_tensor *node);
+// Where a unit's rows end; they start at unit * per_unit.
+static inline size_t pk_last_row(const pk_step *step, size_t unit) {
+    const size_t last = (unit + 1) * step->rows.per_unit;
+    return last < step->rows.all ? last : step->rows.all;
+}
+
 void pk_need(pk_backend *backend, pk_slot slot, size_t bytes);
 void pk_need_scratch(pk_backend *backend, size_t bytes);
 
@@ -141,7 +151,7 @@ typedef struct {
 bool pk_plan_linear(pk_backend *backend, const pk_linear_pattern *pattern);
 bool pk_plan_attention(pk_backend *backend, const ggml_tensor *node);
 bool pk_plan_rope(pk_backend *backend, const ggml_tensor *node);
-bool pk_plan_rows(pk_backend *backend, const ggml_tensor *node, const ggml_tensor *norm_weight);
+bool pk_plan_rows(pk_backend *backend, const ggml_tensor *node, const ggml_tensor *norm);  // norm: fused, or NULL
 
 // ---- plan.c, run.c ----
 bool pk_plan(pk_backend *backend, ggml_graph *graph);

@@ -6,22 +6,19 @@
 // divided by the model's factor, so that both decoders see the same numbers. All layers of a graph share
 // positions and factors.
 #include <math.h>
-#include <string.h>
 
 #include "plugin.h"
 
-enum { DIMS = 1, BASE = 5, FREQ_SCALE = 6, ATTENTION_FACTOR = 8, UNITS_A_THREAD = 4 };
+enum { DIMS = 1, BASE = 5, FREQ_SCALE = 6, ATTENTION_FACTOR = 8 };
 
 // Row of one token: cosines [dims / 2], then sines.
 static void table_unit(const pk_backend *backend, const pk_step *step, size_t unit, uint8_t *scratch) {
     (void)scratch;
     const ggml_tensor *node = step->node, *factors = node->src[2];
-    const size_t tokens = (size_t)node->ne[2], half = (size_t)node->op_params[DIMS] / 2;
+    const size_t half = (size_t)node->op_params[DIMS] / 2;
     const float step_down = powf(pk_param(node, BASE), -2.0f / (float)node->op_params[DIMS]);
     const float scale = pk_param(node, FREQ_SCALE), magnitude = pk_param(node, ATTENTION_FACTOR);
-    const size_t first = unit * step->per_unit,
-                 last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
-    for (size_t t = first; t < last; t++) {
+    for (size_t t = unit * step->rows.per_unit; t < pk_last_row(step, unit); t++) {
         float *cosines = (float *)(void *)backend->slots[PK_SLOT_ROPE] + 2 * half * t,
               *sines = cosines + half;
         float angle = (float)((const int32_t *)node->src[1]->data)[t];
@@ -36,10 +33,8 @@ static void table_unit(const pk_backend *backend, const pk_step *step, size_t un
 static void rope_unit(const pk_backend *backend, const pk_step *step, size_t unit, uint8_t *scratch) {
     (void)scratch;
     const ggml_tensor *node = step->node, *x = node->src[0];
-    const size_t tokens = (size_t)node->ne[2], dims = (size_t)node->op_params[DIMS];
-    const size_t first = unit * step->per_unit,
-                 last = first + step->per_unit < tokens ? first + step->per_unit : tokens;
-    for (size_t t = first; t < last; t++) {
+    const size_t dims = (size_t)node->op_params[DIMS];
+    for (size_t t = unit * step->rows.per_unit; t < pk_last_row(step, unit); t++) {
         const float *cosines = (const float *)(const void *)backend->slots[PK_SLOT_ROPE] + dims * t;
         for (size_t h = 0; h < (size_t)node->ne[1]; h++) {
             float *out = (float *)(void *)((uint8_t *)node->data + h * node->nb[1] + t * node->nb[2]);
@@ -55,19 +50,12 @@ static bool same_table(const ggml_tensor *a, const ggml_tensor *b) {
            !memcmp(a->op_params, b->op_params, sizeof a->op_params);
 }
 
-static bool add(pk_backend *backend, pk_unit_fn unit, const ggml_tensor *node) {
-    const size_t tokens = (size_t)node->ne[2], units = (size_t)backend->n_threads * UNITS_A_THREAD;
-    const size_t per_unit = (tokens + units - 1) / units;
-    pk_step *step = pk_add_step(backend, unit, tokens ? (tokens + per_unit - 1) / per_unit : 0, node);
-    if (step) step->per_unit = per_unit;
-    return step != NULL;
-}
-
 bool pk_plan_rope(pk_backend *backend, const ggml_tensor *node) {
+    const size_t tokens = (size_t)node->ne[2];
     if (!same_table(backend->rope_node, node)) {
-        pk_need(backend, PK_SLOT_ROPE, (size_t)node->ne[2] * (size_t)node->op_params[DIMS] * sizeof(float));
-        if (!add(backend, table_unit, node)) return false;
+        pk_need(backend, PK_SLOT_ROPE, tokens * (size_t)node->op_params[DIMS] * sizeof(float));
+        if (!pk_add_rows_step(backend, table_unit, tokens, node)) return false;
         backend->rope_node = node;
     }
-    return add(backend, rope_unit, node);
+    return pk_add_rows_step(backend, rope_unit, tokens, node) != NULL;
 }

@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // rows.c - the steps that work on one row at a time: norms, sums, products, SwiGLU, copies, and rows by
 // index.
-#include <string.h>
-
 #include "plugin.h"
-
-enum { UNITS_A_THREAD = 4 };
 
 // Row i of a tensor, counted over all dimensions but the first.
 static uint8_t *row_of(const ggml_tensor *t, size_t i) {
@@ -75,10 +71,8 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
     (void)backend;
     (void)scratch;
     const ggml_tensor *node = step->node, *a = node->src[0], *b = node->src[1];
-    const size_t n = (size_t)node->ne[0], all = rows_of(node);
-    const size_t first = unit * step->per_unit,
-                 last = first + step->per_unit < all ? first + step->per_unit : all;
-    for (size_t i = first; i < last; i++) {
+    const size_t n = (size_t)node->ne[0];
+    for (size_t i = unit * step->rows.per_unit; i < pk_last_row(step, unit); i++) {
         if (node->op == GGML_OP_SET_ROWS) {
             set_row(node, i);
             continue;
@@ -91,7 +85,7 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
         switch (node->op) {
             case GGML_OP_ADD: pk_use.vector->add(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n); break;
             case GGML_OP_MUL:
-                if (step->with) norm_row(node, step->with, i, out);
+                if (step->norm) norm_row(node, step->norm, i, out);
                 else mul(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n);
                 break;
             case GGML_OP_RMS_NORM: norm_row(node, node, i, out); break;
@@ -106,11 +100,7 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
 }
 
 bool pk_plan_rows(pk_backend *backend, const ggml_tensor *node, const ggml_tensor *norm) {
-    const size_t rows = rows_of(node);
-    const size_t units = (size_t)backend->n_threads * UNITS_A_THREAD, per_unit = (rows + units - 1) / units;
-    pk_step *step = pk_add_step(backend, row_unit, rows ? (rows + per_unit - 1) / per_unit : 0, node);
-    if (!step) return false;
-    step->with = norm;
-    step->per_unit = per_unit;
-    return true;
+    pk_step *step = pk_add_rows_step(backend, row_unit, rows_of(node), node);
+    if (step) step->norm = norm;
+    return step != NULL;
 }

@@ -6,7 +6,6 @@
 // catches up.
 #include <sched.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "plugin.h"
 
@@ -53,7 +52,7 @@ static bool grow(uint8_t **memory, size_t *bytes, size_t need) {
     if (need <= *bytes) return true;
     free(*memory);
     *bytes = 0;
-    need = (need + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    need = pk_divide_up(need, CACHE_LINE) * CACHE_LINE;
     *memory = aligned_alloc(CACHE_LINE, need);
     if (*memory) *bytes = need;
     return *memory != NULL;
@@ -64,7 +63,7 @@ int pk_run(pk_backend *backend) {
         if (!grow(&backend->slots[s], &backend->slot_bytes[s], backend->slot_needs[s]))
             return GGML_STATUS_ALLOC_FAILED;
     }
-    backend->scratch_bytes = (backend->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    backend->scratch_bytes = pk_divide_up(backend->scratch_bytes, CACHE_LINE) * CACHE_LINE;
     if (!grow(&backend->scratch, &backend->scratch_room,
               backend->scratch_bytes * (size_t)backend->n_threads)) {
         return GGML_STATUS_ALLOC_FAILED;

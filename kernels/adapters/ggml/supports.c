@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // supports.c - which operations we take: asked once, when the host shares out a graph; what is refused here
 // runs in ggml.
-#include <string.h>
-
 #include "plugin.h"
 
 bool pk_is_view(int op) {
