@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SOURCES := $(shell find runtime convert kernels nano -type f -not -name '*.pyc') cli.py CMakeLists.txt pyproject.toml
+SOURCES := $(shell find runtime convert cli kernels nano -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
 .PHONY: demo test lint sanitize golden clean
 
@@ -26,8 +26,8 @@ test: $(VENV)/dev lint sanitize
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p build/typing/pocketphi && ln -sfn ../../../runtime build/typing/pocketphi/runtime && \
-	  ln -sfn ../../../convert build/typing/pocketphi/convert && ln -sfn ../../../cli.py build/typing/pocketphi/cli.py && \
+	@rm -rf build/typing/pocketphi && mkdir -p build/typing/pocketphi && ln -sfn ../../../runtime build/typing/pocketphi/runtime && \
+	  ln -sfn ../../../convert build/typing/pocketphi/convert && ln -sfn ../../../cli build/typing/pocketphi/cli && \
 	  touch build/typing/pocketphi/__init__.py
 	cd build/typing && MYPYPATH=. ../../$(BIN)/python -m mypy --strict --config-file ../../pyproject.toml -p pocketphi
 
@@ -40,7 +40,7 @@ sanitize: $(VENV)/dev
 	  -DCMAKE_C_FLAGS_DEBUG='-g -O1'
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && ../../$(BIN)/ctest --output-on-failure
-	@mkdir -p $(SAFE)/lib && ln -sfn $(CURDIR)/runtime $(CURDIR)/convert $(CURDIR)/nano $(CURDIR)/cli.py $(SAFE)/ && \
+	@rm -f $(SAFE)/cli.py && mkdir -p $(SAFE)/lib && ln -sfn $(CURDIR)/runtime $(CURDIR)/convert $(CURDIR)/nano $(CURDIR)/cli $(SAFE)/ && \
 	  ln -sfn $(CURDIR)/build/sanitize/libpk*.so $(SAFE)/lib/ && \
 	  cp "$$($(BIN)/python -c 'import pocketphi; print(pocketphi.__file__)')" $(SAFE)/__init__.py
 	@if [ "$$(uname)" = Linux ]; then echo "pytest under the sanitizers" && PYTHONPATH=build/sanitize/python \

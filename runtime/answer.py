@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .parts import FinishReason, Mode, Reply, Span, TextEvent, Timings, ToolCall, Usage
+import numpy as np
+
+from .continuation import NO_DRAFT, Continuation, Passes
+from .parts import FinishReason, Float32, Int32, Mode, Reply, Span, TextEvent, Timings, ToolCall, Usage
 from .sampler import Sampler
 from .session import Session
 from .stream import TextStream
@@ -28,6 +32,9 @@ class Request:
     stop_ids: frozenset[int]
     with_tools: bool  # tools were offered, so an answer in any of the call forms is a call
     encode_ms: float = 0.0  # what pictures and clips took before
+    draft: Int32 = field(default_factory=lambda: NO_DRAFT)  # int32 [n], what the answer may be
+    n_forced: int = 0  # so many tokens of the draft are the answer's first, whatever the model would say
+    logprobs: bool = False  # keep how probable each token was
 
 
 class Answer(Iterator[TextEvent]):
@@ -66,11 +73,14 @@ class Answer(Iterator[TextEvent]):
         self._close_tag = tokenizer.control_tokens.get("<|/tool_call|>")
         self._ids: list[int] = []
         self._call_ids: list[int] = []  # what stood in tool call tags, the tags included
+        self._logprobs: list[float] = []
+        self._n_overruled = 0
+        self._passes = Passes()
         self._finish: FinishReason = "cancelled"
         self._prompt_tokens = sum(len(s) for s in request.spans)
         self._cached = 0
         self._started = time.perf_counter()
-        self._prompt_ms = self._decode_ms = self._first_ms = 0.0
+        self._prompt_ms = self._first_ms = 0.0
         self._events = self._generate()
 
     def __next__(self) -> TextEvent:
@@ -80,6 +90,11 @@ class Answer(Iterator[TextEvent]):
         """Stop here. What was generated stays in `reply`."""
         self._events.close()
         self._sampler.close()
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The ids so far, the stop token included; grows with the answer."""
+        return self._ids
 
     @property
     def reply(self) -> Reply:
@@ -107,27 +122,43 @@ class Answer(Iterator[TextEvent]):
                 prompt_n=self._prompt_tokens - self._cached,
                 prompt_ms=self._prompt_ms,
                 predicted_n=max(0, len(self._ids) - 1),  # the first token came with the prompt
-                predicted_ms=self._decode_ms,
+                predicted_ms=self._passes.ms,
                 ttft_ms=self._request.encode_ms + self._first_ms,
+                n_passes=self._passes.n,
+                draft_n=self._passes.draft_n,
+                draft_n_accepted=self._passes.draft_n_accepted,
             ),
             notes=tuple(self._notes),
             resident=self._resident(),
+            n_overruled=self._n_overruled,
+            logprobs=tuple(self._logprobs),
         )
 
     def _generate(self) -> Generator[TextEvent, None, None]:
         request = self._request
         room = _ROOM if request.max_tokens is None else min(request.max_tokens, _ROOM)
-        logits, self._cached = self._session.read(request.spans, adapter=request.adapter, reserve=room)
+        sequence = Continuation(
+            self._session, request.spans, adapter=request.adapter, reserve=room, draft=request.draft
+        )
+        self._cached, self._passes = sequence.cached, sequence.passes
         self._prompt_ms = self._first_ms = (time.perf_counter() - self._started) * 1e3
+        try:
+            yield from self._grow(sequence)
+        finally:
+            sequence.close()
+        yield from self._stream.finish()
+        self._sampler.close()
+
+    def _grow(self, sequence: Continuation) -> Generator[TextEvent, None, None]:
+        request = self._request
         in_call = False
         while True:
-            token = self._sampler.sample(logits)
-            self._ids.append(token)
+            token = self._next(sequence.logits)
             if len(self._ids) == 1:
                 self._first_ms = (time.perf_counter() - self._started) * 1e3
             if token in request.stop_ids:
                 self._finish = "stop"
-                break
+                return
             in_call = in_call or token == self._open_tag
             if in_call:
                 self._call_ids.append(token)
@@ -136,12 +167,33 @@ class Answer(Iterator[TextEvent]):
                 yield from self._stream.push(token)
             if self._stream.stopped:
                 self._finish = "stop"
-                break
-            if len(self._ids) == request.max_tokens or self._session.length >= self._session.limit:
+                return
+            if len(self._ids) == request.max_tokens or sequence.is_full:
                 self._finish = "length"
-                break
-            before = time.perf_counter()
-            logits = self._session.step(token)
-            self._decode_ms += (time.perf_counter() - before) * 1e3
-        yield from self._stream.finish()
-        self._sampler.close()
+                return
+            sequence.advance(token)
+
+    def _next(self, logits: Float32) -> int:
+        """Choose the next token, or take the forced one, and remember it."""
+        request, n = self._request, len(self._ids)
+        logits[self._tokenizer.unassigned_ids] = -np.inf
+        if n < request.n_forced:
+            token = int(request.draft[n])
+            self._n_overruled += int(logits.argmax() != token)
+            # A sampler that keeps state learns of the token by having no other choice.
+            only = np.full_like(logits, -np.inf)
+            only[token] = 0.0
+            self._sampler.sample(only)
+        else:
+            token = self._sampler.sample(logits.copy() if request.logprobs else logits)
+        self._ids.append(token)
+        if request.logprobs:
+            self._logprobs.append(_logprob(logits, token))
+        return token
+
+
+def _logprob(logits: Float32, token: int) -> float:
+    """The natural log of a token's probability; -inf marks logits of ids that cannot be chosen."""
+    most = logits.max()
+    total = float(np.exp(logits - most).sum(dtype=np.float64))
+    return float(logits[token]) - float(most) - math.log(total)

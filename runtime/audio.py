@@ -8,12 +8,13 @@ there the writer of the header could not know.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ from .parts import Float32
 
 SAMPLE_RATE = 16000  # Hz: what everything becomes that is not 8 kHz
 TELEPHONE_RATE = 8000  # Hz: kept, the log-mel front end has a path of its own for it
-MAX_SECONDS = 4 * 3600  # 921 MB of samples; 180,000 tokens, more than any context holds
+MAX_SECONDS = 4 * 3600  # of a clip in memory: 921 MB; 180,000 tokens, more than any context holds
 MIN_SECONDS = 0.025  # one frame of the front end
 MAX_CHANNELS = 64
 MAX_STREAM_BYTES = 4 << 30  # of a file that comes through a pipe, where no header bounds it
@@ -35,11 +36,11 @@ _RATES = (1000, 1_000_000)  # Hz; below and above there is no speech, only broke
 _BLOCK_VALUES = 1 << 20  # samples over all channels decoded at once: 4 MB
 _PIECE_BYTES = 1 << 20  # even: whole samples
 _UNKNOWN = 1 << 62  # frames: libsndfile's largest number stands for a header that gives none
-_STREAMED = 0x7FFF0000  # bytes: who writes a WAV into a pipe announces about this much, or twice as much
+STREAMED_BYTES = 0x7FFF0000  # who writes a WAV into a pipe announces about this much, or twice as much
 _LARGEST = 1e30  # far above any sample; sums of channels and filters cannot overflow below it
 
 # How a file begins that libsndfile reads: WAV in its kinds, AIFF, AU, CAF, FLAC, Ogg, W64, MP3 with a tag.
-_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"fLaC", b"OggS", b"riff", b"ID3")
+MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"caff", b"fLaC", b"OggS", b"riff", b"ID3")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +72,7 @@ def load(source: Path | bytes | BinaryIO, *, name: str | None = None) -> Clip:
         InputError: not a sound file, damaged, shorter than it says, no or over 64 channels, a rate outside
             1 kHz to 1 MHz, shorter than 25 ms, longer than 4 hours, or a sample that is not finite.
     """
-    with stream(source, name=name) as sound:
+    with stream(source, name=name, max_seconds=MAX_SECONDS) as sound:
         return _clip(sound)
 
 
@@ -92,10 +93,36 @@ def from_samples(samples: npt.NDArray[Any], sample_rate: int, *, where: str = "a
             f"{where}: is {samples.dtype} {list(samples.shape)}, expected samples [n] or [n, channels]"
         )
     columns = samples.reshape(len(samples), -1) if samples.size else np.zeros((0, 1), np.float32)
-    _check_kind(sample_rate, columns.shape[1], len(columns), where)
+    _check_length(len(columns) / sample_rate if sample_rate > 0 else 0.0, MAX_SECONDS, where)
     n = max(1, _BLOCK_VALUES // columns.shape[1])
-    blocks = (_mix(_floats(columns[i : i + n])) for i in range(0, len(columns), n))
-    return _clip(_sound(blocks, sample_rate, where))
+    blocks = (columns[i : i + n] for i in range(0, len(columns), n))
+    return _clip(from_blocks(blocks, sample_rate, columns.shape[1], name=where))
+
+
+def from_blocks(
+    blocks: Iterator[npt.NDArray[Any]], sample_rate: int, channels: int, *, name: str = "audio"
+) -> Sound:
+    """Sound as it comes, for as long as it comes, under the rules and with the samples of `load`.
+
+    A block goes in and what can be known of it comes out: at 8 and 16 kHz all of it, else all but the
+    resampler's reach, under 0.1 s from 11 kHz up. What is held back comes when `blocks` ends.
+
+    Args:
+        blocks: [n, channels] each, floating point or integers that span their type.
+        sample_rate: of the blocks, in Hz.
+        channels: 1 to 64.
+        name: what messages call it.
+
+    Raises:
+        InputError: a rate or a number of channels as `load` refuses; later, a sample that is not finite.
+    """
+    _check_kind(sample_rate, channels, name)
+    return _sound(map(mono, blocks), sample_rate, name)
+
+
+def mono(block: npt.NDArray[Any]) -> Float32:
+    """The mean of the channels of [n, channels], floating point or integers that span their type."""
+    return _mix(_floats(block))
 
 
 def _floats(values: npt.NDArray[Any]) -> Float32:
@@ -125,15 +152,34 @@ class Sound:
     name: str
     sample_rate: int  # of the blocks: 16000 or 8000 Hz
     blocks: Iterator[Float32]  # float32 [n] each, mono, in order; raises InputError as `load` does
+    seconds: float | None = None  # how long the header says it is; None: it does not say
 
 
 @contextmanager
-def stream(source: Path | bytes | BinaryIO, *, name: str | None = None) -> Iterator[Sound]:
-    """`load` in blocks of some seconds, for what reads a long file bit by bit; 0 samples are no error here.
+def stream(
+    source: Path | bytes | BinaryIO, *, name: str | None = None, max_seconds: float | None = None
+) -> Iterator[Sound]:
+    """`load` in blocks of up to a minute, for what reads a long file bit by bit; 0 samples are no error here.
+
+    Args:
+        source: as for `load`.
+        name: as for `load`.
+        max_seconds: refuse what is longer; None: any length, in a few megabytes of memory.
 
     Raises:
         InputError: as `load`.
     """
+    with _opened(source, name) as sound:
+        if max_seconds is None:
+            yield sound
+        else:
+            _check_length(sound.seconds or 0.0, max_seconds, sound.name)
+            yield replace(sound, blocks=_bounded(sound, max_seconds))
+
+
+@contextmanager
+def _opened(source: Path | bytes | BinaryIO, name: str | None) -> Iterator[Sound]:
+    """Of any length."""
     if name is None:
         own = source if isinstance(source, Path) else getattr(source, "name", "audio")
         name = "standard input" if own == "<stdin>" else str(own)
@@ -145,8 +191,8 @@ def stream(source: Path | bytes | BinaryIO, *, name: str | None = None) -> Itera
         with _temporary(iter([source]), name) as path, _decoder(path, name, complete=True) as sound:
             yield sound
     else:
-        head = _read(source, max(map(len, _MAGIC)), name)
-        if head.startswith(_MAGIC):
+        head = _read(source, max(map(len, MAGIC)), name)
+        if head.startswith(MAGIC):
             pieces = _pieces(source, head, name)
             with _temporary(pieces, name) as path, _decoder(path, name, complete=False) as sound:
                 yield sound
@@ -229,48 +275,49 @@ def _decoder(path: Path, name: str, *, complete: bool) -> Iterator[Sound]:
         # As bytes where file names are bytes: they need not be UTF-8.
         with soundfile.SoundFile(str(path) if os.name == "nt" else os.fsencode(path)) as decoder:
             rate = decoder.samplerate
-            _check_kind(rate, decoder.channels, decoder.frames, name)
+            _check_kind(rate, decoder.channels, name)
+            if decoder.frames < 0:
+                raise InputError(f"{name}: has a damaged header: {decoder.frames} samples")
             if complete:
-                _check_length(decoder, name)
-            yield _sound(_decoded(decoder, name, complete=complete), rate, name)
+                _check_complete(decoder, name)
+            seconds = decoder.frames / rate if decoder.frames < _UNKNOWN else None
+            yield _sound(_decoded(decoder, name, complete=complete), rate, name, seconds)
     except soundfile.SoundFileError as exc:
         raise InputError(f"{name}: is not a sound file that can be read: {_reason(exc)}") from None
 
 
-def _sound(mono: Iterator[Float32], rate: int, name: str) -> Sound:
+def _sound(mono: Iterator[Float32], rate: int, name: str, seconds: float | None = None) -> Sound:
     """Mono blocks at any rate to what is given out."""
-    checked = _bounded(mono, rate, name)
+    checked = _finite(mono, name)
     if rate in (SAMPLE_RATE, TELEPHONE_RATE):
-        return Sound(name, rate, checked)
-    return Sound(name, SAMPLE_RATE, _resampled(checked, rate))
+        return Sound(name, rate, checked, seconds)
+    return Sound(name, SAMPLE_RATE, _resampled(checked, rate), seconds)
 
 
-def _check_kind(rate: int, channels: int, frames: int, name: str) -> None:
+def _check_kind(rate: int, channels: int, name: str) -> None:
     """What a header may say, before anything is decoded."""
     if not 1 <= channels <= MAX_CHANNELS:
         raise InputError(f"{name}: has {channels} channels, expected 1 to {MAX_CHANNELS}")
     if not _RATES[0] <= rate <= _RATES[1]:
         raise InputError(f"{name}: is at {rate} Hz, expected {_RATES[0]} to {_RATES[1]}")
-    if frames < 0:
-        raise InputError(f"{name}: has a damaged header: {frames} samples")
-    if MAX_SECONDS * rate < frames < _UNKNOWN:
-        _refuse_length(name, frames / rate)
 
 
-def _check_length(decoder: soundfile.SoundFile, name: str) -> None:
+def _check_complete(decoder: soundfile.SoundFile, name: str) -> None:
     """Whether the bytes are there that a WAV, AIFF or AU announces: libsndfile just takes what is there."""
     for found in re.finditer(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", decoder.extra_info):
         announced, there = int(found[1]), int(found[2])
-        if there < announced < _STREAMED:
+        if there < announced < STREAMED_BYTES:
             raise InputError(
                 f"{name}: is cut short: announces {announced:,} bytes of sound and has {there:,}; "
                 "what there is can be read through a pipe, as -"
             )
 
 
-def _refuse_length(name: str, seconds: float) -> None:
-    hours = MAX_SECONDS // 3600
-    raise InputError(f"{name}: lasts {seconds / 3600:.1f} hours, expected at most {hours}: cut it into parts")
+def _check_length(seconds: float, most: float, name: str) -> None:
+    if seconds > most:
+        raise InputError(
+            f"{name}: lasts {seconds / 3600:.1f} hours, expected at most {most / 3600:g}: cut it into parts"
+        )
 
 
 def _decoded(decoder: soundfile.SoundFile, name: str, *, complete: bool) -> Iterator[Float32]:
@@ -286,20 +333,27 @@ def _decoded(decoder: soundfile.SoundFile, name: str, *, complete: bool) -> Iter
 
 def _mix(block: Float32) -> Float32:
     """The mean of the channels of [n, channels], in new memory."""
-    with np.errstate(invalid="ignore", over="ignore"):  # `_bounded` looks for what comes of that
+    with np.errstate(invalid="ignore", over="ignore"):  # `_finite` looks for what comes of that
         return np.asarray(block.mean(axis=1, dtype=np.float32)) if block.shape[1] > 1 else block[:, 0].copy()
 
 
-def _bounded(blocks: Iterator[Float32], rate: int, name: str) -> Iterator[Float32]:
-    """Pass blocks on, as long as they are finite and not too many."""
+def _finite(blocks: Iterator[Float32], name: str) -> Iterator[Float32]:
+    """Pass blocks on, as long as they are finite."""
     n = 0
     for block in blocks:
-        if n + len(block) > MAX_SECONDS * rate:
-            _refuse_length(name, (n + len(block)) / rate)
         if not (np.abs(block) <= _LARGEST).all():  # false for NaN too
             at = n + int(np.argmin(np.abs(block) <= _LARGEST))
             raise InputError(f"{name}: sample {at} is {block[at - n]:g}, expected values in [-1, 1]")
         n += len(block)
+        yield block
+
+
+def _bounded(sound: Sound, most: float) -> Iterator[Float32]:
+    """Pass blocks on, as long as they are not too many."""
+    n = 0
+    for block in sound.blocks:
+        n += len(block)
+        _check_length(n / sound.sample_rate, most, sound.name)
         yield block
 
 
@@ -321,3 +375,9 @@ def _reason(exc: soundfile.SoundFileError) -> str:
     """libsndfile's own words, in one line without the name of a Python object."""
     text = exc.error_string if isinstance(exc, soundfile.LibsndfileError) else str(exc)
     return " ".join(text.split()).rstrip(".")[:200]
+
+
+def level_dbfs(samples: Float32) -> float:
+    """How loud it is: root mean square of float32 [n], in dB below a constant 1.0; -inf for silence."""
+    power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
+    return 10 * math.log10(power) if power > 0 else -math.inf

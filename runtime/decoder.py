@@ -58,6 +58,13 @@ class Decoder(Protocol):
         The array is the caller's to change and keep.
         """
 
+    def feed_each(self, span: Span, n: int) -> Float32:
+        """Append a span and return the logits after each of its last `n` rows: float32 [n, vocab_size].
+
+        `n` is from 1 to the span's length. All rows are computed together, so they differ from rows fed
+        one by one by the rounding of another order of summing. The array is the caller's to change and keep.
+        """
+
     def rewind(self, length: int) -> None:
         """Drop everything after the first `length` tokens."""
 

@@ -24,6 +24,7 @@ import numpy as np
 from . import ggml_plugin
 from .errors import BundleError, InputError, KernelError
 from .ggml_log import ENGINE_LOG
+from .gguf_match import match_adapter, match_model
 from .parts import EmbedSpan, Float32, Span
 from .spec import RopeTable, TextSpec
 from .threads import default_threads
@@ -90,7 +91,11 @@ class GgmlDecoder:
         llama_cpp.llama_backend_init()
         self._model = self._load(model_path)
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self._model)  # llama_vocab *, for grammars
-        self._compare(model_path)
+        try:
+            match_model(self._model, spec, model_path)
+        except BundleError:
+            self.close()
+            raise
 
     @property
     def spec(self) -> TextSpec:
@@ -148,27 +153,28 @@ class GgmlDecoder:
 
     def feed(self, span: Span) -> Float32:
         """See `decoder.Decoder.feed`."""
-        n = len(span)
-        if n == 0 or self._length + n > self._capacity:
-            raise KernelError(f"{n} tokens after {self._length} do not fit a cache of {self._capacity}")
-        if isinstance(span, EmbedSpan):
-            if span.rows.shape[1:] != (self._spec.d_model,):
-                raise KernelError(
-                    f"embeddings have shape {list(span.rows.shape)}, expected [n, {self._spec.d_model}]"
-                )
-            rows: Any = np.ascontiguousarray(span.rows, np.float32)
-        else:
-            rows = np.ascontiguousarray(span.ids, np.int32)
-            if rows.min() < 0 or rows.max() >= self._spec.vocab_size:
-                raise InputError(f"token ids must be from 0 to {self._spec.vocab_size - 1}")
-        before = self._length
+        last: Float32 = self.feed_each(span, 1)[0]
+        return last
+
+    def feed_each(self, span: Span, n: int) -> Float32:
+        """See `decoder.Decoder.feed_each`."""
+        rows, before = self._checked(span), self._length
+        if not 1 <= n <= len(rows):
+            raise KernelError(f"logits of {n} rows are asked for, expected 1 to {len(rows)}")
+        logits = np.empty((n, self._spec.vocab_size), np.float32)
+        done = 0
         try:
-            for start in range(0, n, _BATCH):
-                self._decode(rows[start : start + _BATCH])
+            for start in range(0, len(rows), _BATCH):
+                part = rows[start : start + _BATCH]
+                wanted = max(0, start + len(part) - (len(rows) - n) - done)
+                self._decode(part, max(wanted, 1))
+                if wanted:
+                    logits[done : done + wanted] = self._logits(wanted)
+                    done += wanted
         except BaseException:
             self.rewind(before)
             raise
-        return self._logits()
+        return logits
 
     def rewind(self, length: int) -> None:
         """See `decoder.Decoder.rewind`."""
@@ -231,38 +237,6 @@ class GgmlDecoder:
             raise BundleError(f"{path}: llama.cpp cannot load it: {ENGINE_LOG.reason}")
         return model
 
-    def _compare(self, path: Path) -> None:
-        found = {
-            "d_model": llama_cpp.llama_model_n_embd(self._model),
-            "n_layers": llama_cpp.llama_model_n_layer(self._model),
-            "n_heads": llama_cpp.llama_model_n_head(self._model),
-            "n_kv_heads": llama_cpp.llama_model_n_head_kv(self._model),
-            "vocab_size": llama_cpp.llama_vocab_n_tokens(self.vocab),
-        }
-        wanted = {name: getattr(self._spec, name) for name in found}
-        rope = self._spec.rope
-        described = {
-            "feed_forward_length": self._spec.d_ff,
-            "attention.layer_norm_rms_epsilon": self._spec.rms_eps,
-            "rope.dimension_count": rope.dims,
-            "rope.freq_base": rope.theta,
-        }
-        if rope.is_long_rope:
-            described["rope.scaling.original_context_length"] = rope.original_context
-            described["rope.scaling.attn_factor"] = rope.attention_factor
-        for name, value in described.items():
-            found[name], wanted[name] = self._metadata(f"phi3.{name}"), value
-        for name, value in found.items():
-            if not abs(value - wanted[name]) <= 1e-6 * abs(wanted[name]):  # float32 in the file; NaN: missing
-                self.close()
-                raise BundleError(f"{path}: has {name} {value:g}, bundle.json says {wanted[name]:g}")
-
-    def _metadata(self, key: str) -> float:
-        """A number from the model's metadata; NaN when there is none."""
-        text = ctypes.create_string_buffer(64)
-        llama_cpp.llama_model_meta_val_str(self._model, key.encode(), text, len(text))  # none: left empty
-        return _number(text.value)
-
     def _new_context(self, table: RopeTable, capacity: int) -> None:
         """Replace the context with an empty one of `table` for at least `capacity` tokens."""
         rope = self._spec.rope
@@ -314,26 +288,17 @@ class GgmlDecoder:
         lora = self._call(llama_cpp.llama_adapter_lora_init, self._model, os.fsencode(path))
         if not lora:
             raise BundleError(f"{path}: llama.cpp cannot load this adapter: {ENGINE_LOG.reason}")
-        self._compare_adapter(name, lora)
+        match_adapter(lora, name, self._alphas.get(name, math.nan), path)
         self._loras[name] = lora
         logits = []
         for adapter in (None, name):
             self._set_adapter(adapter)
-            self._decode(np.zeros(1, np.int32))
-            logits.append(self._logits())
+            self._decode(np.zeros(1, np.int32), 1)
+            logits.append(self._logits(1).copy())
             self.rewind(0)
         if np.array_equal(logits[0], logits[1]):
             del self._loras[name]
             raise KernelError(f"{path}: the {name} adapter was loaded but does not change the logits")
-
-    def _compare_adapter(self, name: str, lora: Any) -> None:
-        text = ctypes.create_string_buffer(64)
-        llama_cpp.llama_adapter_meta_val_str(lora, b"adapter.lora.alpha", text, len(text))
-        alpha, wanted = _number(text.value), self._alphas.get(name, math.nan)
-        if not abs(alpha - wanted) <= 1e-6 * abs(wanted):
-            raise BundleError(
-                f"{self._paths[name]}: has alpha {alpha:g}, bundle.json says {wanted:g} for {name}"
-            )
 
     def _set_adapter(self, name: str | None) -> None:
         wanted = [] if name is None else [self._loras[name]]
@@ -367,23 +332,47 @@ class GgmlDecoder:
                 wait([self._pending])
         self._abort.clear()
 
-    def _logits(self) -> Float32:
-        """A copy of the logits after the last row: the engine's own are overwritten by the next pass."""
-        row: Any = llama_cpp.llama_get_logits_ith(self._context, -1)
-        found: Float32 = np.ctypeslib.as_array(row, (self._spec.vocab_size,)).copy()
+    def _checked(self, span: Span) -> Any:
+        """A span as `_decode` takes it: int32 [n] ids or float32 [n, d_model] embeddings."""
+        n = len(span)
+        if n == 0 or self._length + n > self._capacity:
+            raise KernelError(f"{n} tokens after {self._length} do not fit a cache of {self._capacity}")
+        if isinstance(span, EmbedSpan):
+            if span.rows.shape[1:] != (self._spec.d_model,):
+                raise KernelError(
+                    f"embeddings have shape {list(span.rows.shape)}, expected [n, {self._spec.d_model}]"
+                )
+            return np.ascontiguousarray(span.rows, np.float32)
+        ids = np.ascontiguousarray(span.ids, np.int32)
+        if ids.min() < 0 or ids.max() >= self._spec.vocab_size:
+            raise InputError(f"token ids must be from 0 to {self._spec.vocab_size - 1}")
+        return ids
+
+    def _logits(self, n: int) -> Float32:
+        """The logits that the last pass kept, float32 [n, vocab_size]: the next pass overwrites them."""
+        rows: Any = llama_cpp.llama_get_logits(self._context)
+        found: Float32 = np.ctypeslib.as_array(rows, (n, self._spec.vocab_size))
         if not np.isfinite(found).all():
             raise KernelError("llama.cpp gave logits that are not finite: weights or adapter are damaged")
         return found
 
-    def _decode(self, rows: Any) -> None:
-        """One forward pass: int32 [n] ids or float32 [n, d_model] embeddings, n <= _BATCH."""
-        self._rows = rows
+    def _decode(self, rows: Any, n_logits: int) -> None:
+        """One forward pass: int32 [n] ids or float32 [n, d_model] embeddings, n <= _BATCH.
+
+        The logits of the last `n_logits` rows are kept.
+        """
+        kept = np.zeros(len(rows), np.int8)
+        kept[-n_logits:] = 1
+        self._rows = rows, kept
         batch = llama_cpp.llama_batch(n_tokens=len(rows))
-        # Positions, the sequence and "logits of the last token only" are what NULL pointers mean.
+        # Positions and the sequence are what NULL pointers mean; so is "logits of the last token only".
         if rows.dtype == np.int32:
             batch.token = rows.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
         else:
             batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        if n_logits > 1:
+            flags: Any = kept.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+            batch.logits = flags
         ENGINE_LOG.forget()
         status = self._call(llama_cpp.llama_decode, self._context, batch)
         if status != 0:
@@ -391,10 +380,3 @@ class GgmlDecoder:
                 f"llama.cpp could not decode {len(rows)} tokens: status {status}, {ENGINE_LOG.reason}"
             )
         self._length += len(rows)
-
-
-def _number(raw: bytes) -> float:
-    try:
-        return float(raw)
-    except ValueError:
-        return math.nan

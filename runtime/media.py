@@ -15,6 +15,7 @@ from . import audio, image
 from .audio import Clip
 from .bundle import Bundle
 from .errors import InputError
+from .growing_speech import GrowingSpeech
 from .hd import MAX_CROPS
 from .logmel import log_mel
 from .parts import RGB, AudioProjector, EmbedSpan, Float32, Media, Waveform
@@ -80,6 +81,9 @@ class MediaEncoder:
 
     def _embed_clip(self, media: Media, projector: AudioProjector) -> EmbedSpan:
         encoder = self._speech_encoder()
+        if isinstance(media.source, GrowingSpeech):  # keeps its own rows: old windows are never asked for
+            growing = media.source
+            return EmbedSpan(growing.rows(encoder, projector), f"{growing.key}/{projector}")
         clip = clip_of(media)
         digest = hashlib.sha256(f"audio {clip.sample_rate}\n".encode())
         digest.update(np.ascontiguousarray(clip.samples).data)

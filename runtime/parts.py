@@ -36,7 +36,9 @@ class Media:
     """A picture or a clip of a conversation: where it is, or what it is."""
 
     kind: MediaKind
-    source: Path | bytes | RGB | Waveform
+    source: (
+        Path | bytes | RGB | Waveform | object
+    )  # the last: a GrowingSpeech, which stands above this module
     name: str = ""  # for messages about it; a file names itself
     max_crops: int | None = None  # of this picture; None: the model's setting
 
@@ -111,6 +113,9 @@ class Timings:
     predicted_n: int
     predicted_ms: float
     ttft_ms: float  # from the call to the first token
+    n_passes: int = 0  # forward passes after the prompt's own
+    draft_n: int = 0  # tokens of a draft that were read ahead
+    draft_n_accepted: int = 0  # of these, how many the answer took
 
     @property
     def prompt_per_second(self) -> float:
@@ -152,3 +157,5 @@ class Reply:
     timings: Timings
     notes: tuple[str, ...] = field(default=())  # e.g. that the long RoPE table came into use
     resident: tuple[str, ...] = field(default=())  # adapters and encoders in memory: "speech adapter", …
+    n_overruled: int = 0  # forced tokens where the model's most probable one was another
+    logprobs: tuple[float, ...] = ()  # of each of token_ids, when asked for

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from . import ggml_plugin
 from .engine import ChatOptions, Model
@@ -15,6 +15,10 @@ from .errors import InputError, PocketPhiError, one_line
 from .files import check_file, read_text, write_text
 from .parts import Media, MediaKind, Message, Reply, Role, ToolCall
 from .report import kernels_line
+
+if TYPE_CHECKING:
+    from .segments import SegmentRules
+    from .sources import Source
 
 FORMAT = "pocketphi-chat"
 VERSION = 1
@@ -27,6 +31,7 @@ HELP = """\
 /system [TEXT]   show or set the system prompt
 /save FILE       write the conversation as JSON
 /load FILE       read it back
+/mic [TEXT]      speak the next message: it ends, and is sent, when you pause
 /image FILE      a picture for the next message; also /audio FILE, /camera, /video FILE [FRAMES]
 /stats           context used, speed of the last answer
 /exit            leave (also /quit, Ctrl-D)
@@ -53,6 +58,8 @@ class ChatSettings:
 
     options: ChatOptions
     show_reasoning: bool = True
+    microphone: Callable[[], Source] | None = None  # opens it, for /mic; None: the system's default device
+    turn_rules: SegmentRules | None = None  # what ends a spoken message; None: the usual pause
 
 
 class Repl:
@@ -90,6 +97,7 @@ class Repl:
             "/audio": lambda name: self._attach([self._file("audio", name)]),
             "/video": self._video,
             "/camera": lambda _: self._camera(),
+            "/mic": self._mic,
             "/stats": lambda _: self._stats(),
         }
 
@@ -119,8 +127,10 @@ class Repl:
                 raise InputError(f"no command {name[:40]!r}: /help lists them")
             self._commands[name](rest.strip())
             return
-        media = tuple(self._waiting)
-        self._answer(Message("user", text, media=media))
+        self._send(text)
+
+    def _send(self, text: str, *spoken: Media) -> None:
+        self._answer(Message("user", text, media=(*self._waiting, *spoken)))
         self._waiting = []  # kept for another try where the message could not be used
 
     def _answer(self, message: Message) -> None:
@@ -209,6 +219,20 @@ class Repl:
         from .video import camera
 
         self._attach([Media("image", camera(), "camera")])
+
+    def _mic(self, text: str) -> None:
+        from .spoken_turn import open_microphone, record_turn  # the readers of sound load when asked for
+
+        opened = self._settings.microphone or open_microphone
+        try:
+            heard = record_turn(opened(), self._settings.turn_rules, self._terminal.say)
+        except KeyboardInterrupt:
+            self._terminal.say("\n(not sent)")
+            return
+        if heard is None:
+            self._terminal.say("(nothing was said)")
+            return
+        self._send(text, Media("audio", heard, "microphone"))
 
     def _reset(self) -> None:
         self._turns, self._waiting = [], []

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from .decoder import Decoder
 from .errors import InputError
-from .parts import EmbedSpan, Float32, Span, TokenSpan
+from .parts import EmbedSpan, Float32, Int32, Span, TokenSpan
 
 _GROWTH = 512  # tokens of room to add at least when the cache is full
 _ROWS_PER_KEY = 1 << 32  # an embedded row's mark is -(key number · this + row + 1): never a token id
+_NOTHING = np.zeros(0, np.int32)
 
 
 class Session:
@@ -52,6 +53,14 @@ class Session:
         """The most tokens the sequence may have."""
         return self._limit
 
+    @property
+    def room(self) -> int:
+        """Tokens that can follow before the limit, or before everything has to be read again."""
+        rope, total = self._decoder.spec.rope, self.length + 1
+        if not self._open or rope.table(total) != self._decoder.table:
+            return 0
+        return self._most(total) - self.length
+
     def read(self, spans: Sequence[Span], *, adapter: str | None, reserve: int = 0) -> tuple[Float32, int]:
         """Make `spans` the sequence, reading only what the cache does not hold already.
 
@@ -66,23 +75,46 @@ class Session:
         Raises:
             InputError: no token, or more than the limit.
         """
-        marks = self._mark(spans)
-        total = len(marks)
-        if total == 0:
+        logits, kept = self.read_ahead(spans, _NOTHING, adapter=adapter, reserve=reserve)
+        return logits[0], kept
+
+    def read_ahead(
+        self, spans: Sequence[Span], proposed: Int32, *, adapter: str | None, reserve: int = 0
+    ) -> tuple[Float32, int]:
+        """`read`, and in the same pass the tokens that may come next: the sequence ends with them.
+
+        Args:
+            spans: the prompt, at least one token.
+            proposed: int32 [n]; cut where the limit is, or the end of the RoPE table that the prompt needs.
+            adapter: as for `read`.
+            reserve: tokens that will probably follow the prompt.
+
+        Returns:
+            float32 [1 + m, vocab_size], the logits after the prompt and after each of the first m <= n
+            tokens of `proposed`, and how many tokens of the prompt were reused.
+
+        Raises:
+            InputError: as for `read`.
+        """
+        prompt = sum(len(span) for span in spans)
+        if prompt == 0:
             raise InputError("the prompt is empty")
-        if total > self._limit:
-            raise InputError(f"the prompt has {total} tokens, the context holds {self._limit} (see -c)")
+        if prompt > self._limit:
+            raise InputError(f"the prompt has {prompt} tokens, the context holds {self._limit} (see -c)")
+        spans = _joined(spans, TokenSpan(proposed[: self._most(prompt) - prompt]))
+        marks = self._mark(spans)
+        total, wanted = len(marks), max(len(marks), prompt + reserve)
         kept = 0
         if self._fits(total, adapter):
-            kept = min(_common_prefix(self._marks, marks), total - 1, self._decoder.length)
+            kept = min(_common_prefix(self._marks, marks), prompt - 1, self._decoder.length)
             self._decoder.rewind(kept)
-            self._reserve(total, total + reserve)
+            self._reserve(total, wanted)
         else:
             self._explain(total, adapter)
-            self._start(total, total + reserve, adapter)
+            self._start(total, wanted, adapter)
         self._marks, self._spans = marks[:kept], []
-        logits = self._feed(spans, marks, kept)
-        self._spans = list(spans)
+        logits = self._feed(spans, marks, kept, 1 + total - prompt)
+        self._spans = spans
         return logits, kept
 
     def step(self, token_id: int) -> Float32:
@@ -91,17 +123,38 @@ class Session:
         Raises:
             InputError: the sequence is at its limit.
         """
-        total = self.length + 1
+        last: Float32 = self.extend(np.array([token_id], np.int32))[0]
+        return last
+
+    def extend(self, ids: Int32) -> Float32:
+        """Append tokens in one pass and return the logits after each: float32 [n, vocab_size].
+
+        Args:
+            ids: int32 [n], at most `room` of them. One alone may also be the token that passes the end of
+                the short RoPE table: then everything is read again.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        total = self.length + len(ids)
         if total > self._limit:
             raise InputError(f"the context of {self._limit} tokens is full")
-        span = TokenSpan(np.array([token_id], np.int32))
-        if self._decoder.spec.rope.table(total) != self._decoder.table:
-            return self.read([*self._spans, span], adapter=self._decoder.adapter, reserve=_GROWTH)[0]
+        spans = _joined(self._spans, TokenSpan(ids))
+        if self.room == 0 and len(ids) == 1:
+            return self.read(spans, adapter=self._decoder.adapter, reserve=_GROWTH)[0][None]
+        if len(ids) > self.room:
+            raise InputError(f"{len(ids)} tokens are added after {self.length}, expected at most {self.room}")
         self._reserve(total, total + _GROWTH)
-        logits = self._decoder.feed(span)
-        self._marks = np.append(self._marks, np.int64(token_id))
-        self._append(span)
+        logits = self._decoder.feed_each(TokenSpan(ids), len(ids))
+        self._marks, self._spans = np.append(self._marks, ids.astype(np.int64)), spans
         return logits
+
+    def drop(self, n: int) -> None:
+        """Take back the last `n` tokens."""
+        length = max(self.length - n, 0)
+        if self._open:
+            self._decoder.rewind(min(length, self._decoder.length))
+        self._marks, self._spans = self._marks[:length], _first(self._spans, length)
 
     def reset(self) -> None:
         """Forget the sequence."""
@@ -142,32 +195,33 @@ class Session:
             self._open = True
 
     def _bounded(self, needed: int, wanted: int) -> int:
-        rope = self._decoder.spec.rope
-        most = self._limit
-        if rope.is_long_rope and rope.table(needed) == "short":
-            most = min(most, rope.original_context)
-        return min(wanted, most)
+        return min(wanted, self._most(needed))
 
-    def _feed(self, spans: Sequence[Span], marks: npt.NDArray[np.int64], kept: int) -> Float32:
-        """Feed everything after the first `kept` tokens; the marks always say what the cache holds."""
-        logits: Float32 | None = None
+    def _most(self, total: int) -> int:
+        """The most tokens that a sequence read the way `total` tokens have to be can grow to."""
+        rope = self._decoder.spec.rope
+        if rope.is_long_rope and rope.table(total) == "short":
+            return min(self._limit, rope.original_context)
+        return self._limit
+
+    def _feed(self, spans: Sequence[Span], marks: npt.NDArray[np.int64], kept: int, n: int) -> Float32:
+        """Feed everything after the first `kept` tokens; the marks always say what the cache holds.
+
+        Gives the logits after each of the last `n` tokens.
+        """
+        logits: list[Float32] = []
         start = 0
         for span in spans:
             stop = start + len(span)
             if stop > kept:
-                logits = self._decoder.feed(_after(span, max(kept - start, 0)))
+                rest = _after(span, max(kept - start, 0))
+                wanted = min(max(stop - (len(marks) - n), 0), len(rest))
+                found = self._decoder.feed_each(rest, max(wanted, 1))
                 self._marks = marks[:stop]
+                if wanted:
+                    logits.append(found)
             start = stop
-        assert logits is not None, "read() leaves at least one token to feed"
-        return logits
-
-    def _append(self, span: TokenSpan) -> None:
-        """Generated tokens collect in one growing span, so that a re-read is one batch."""
-        last = self._spans[-1] if self._spans else None
-        if isinstance(last, TokenSpan):
-            self._spans[-1] = TokenSpan(np.concatenate([last.ids, span.ids]))
-        else:
-            self._spans.append(span)
+        return np.concatenate(logits) if len(logits) > 1 else logits[0]
 
     def _mark(self, spans: Sequence[Span]) -> npt.NDArray[np.int64]:
         parts = [np.zeros(0, np.int64)]
@@ -184,6 +238,32 @@ def _common_prefix(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> int:
     n = min(len(a), len(b))
     differs = np.flatnonzero(a[:n] != b[:n])
     return int(differs[0]) if len(differs) else n
+
+
+def _joined(spans: Sequence[Span], more: TokenSpan) -> list[Span]:
+    """Tokens that follow tokens collect in one growing span, so that reading them is one batch."""
+    if len(more) == 0:
+        return list(spans)
+    last = spans[-1] if spans else None
+    if isinstance(last, TokenSpan):
+        return [*spans[:-1], TokenSpan(np.concatenate([last.ids, more.ids]))]
+    return [*spans, more]
+
+
+def _first(spans: Sequence[Span], length: int) -> list[Span]:
+    """The spans of the first `length` tokens."""
+    found: list[Span] = []
+    for span in spans:
+        n = min(len(span), length)
+        if n == 0:
+            break
+        whole = n == len(span)
+        if isinstance(span, EmbedSpan):
+            found.append(span if whole else EmbedSpan(span.rows[:n], span.key))
+        else:
+            found.append(span if whole else TokenSpan(span.ids[:n]))
+        length -= n
+    return found
 
 
 def _after(span: Span, start: int) -> Span:

@@ -90,6 +90,35 @@ class SpeechEncoder:
         assert found is not None, "there is at least one block"
         return found
 
+    def continue_hidden(self, features: Float32, front: Float32) -> tuple[Float32, Float32]:
+        """`hidden` of a clip that has grown since, or was cut shorter: the same bits for less work.
+
+        Args:
+            features: float32 [t, 80] of the whole clip, t from 1 to 4000: one block.
+            front: float32 [n, d], tokens that this gave before for frames that are in `features` too;
+                n is 0 where there are none.
+
+        Returns:
+            `hidden`, and the tokens of the front's whole pieces: what comes later does not change them.
+
+        Raises:
+            KernelError: the features are of another kind or too many, or ONNX Runtime failed.
+        """
+        _check(features)
+        n_tokens = count_tokens(len(features))
+        if n_tokens > BLOCK_TOKENS:
+            most = BLOCK_TOKENS * TOKEN_FRAMES
+            raise KernelError(
+                f"speech encoder: features have {len(features)} frames, expected at most {most}"
+            )
+        n_whole = len(features) // TOKEN_FRAMES // _PIECE_TOKENS * _PIECE_TOKENS
+        n_known = min(len(front) // _PIECE_TOKENS * _PIECE_TOKENS, n_whole)
+        parts = [front[:n_known]] if n_known else []
+        if n_known < n_tokens:
+            parts.append(self._subsample(features, n_known, n_tokens))
+        tokens = np.concatenate(parts)
+        return self._trunk.run(tokens=tokens), tokens[:n_whole]
+
     def project(self, hidden: Float32, projector: AudioProjector) -> Float32:
         """Rows for the decoder from `hidden`: float32 [n, d_model]."""
         if projector not in self._heads:

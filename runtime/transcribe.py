@@ -1,74 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips to transcripts: one pass over each piece of audio, with the model card's own prompts."""
+"""Recordings of any length to transcripts: the same segmenter and reader as live, without partials."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from .audio import Clip
-from .engine import CompleteOptions, Model
-from .errors import InputError
-from .parts import Media, Message
-from .segments import cut
+from .audio import Sound
+from .growing_speech import GrowingSpeech
+from .reader import Reader
+from .segments import Segmenter, SegmentRules, Silence, Speech
 from .transcript import Segment
 
-_TRANSCRIBE = "Transcribe the audio clip into text."
-_TRANSLATE = "Translate the audio to {language}."
-_BOTH = (
-    "Transcribe the audio to text, and then translate the audio to {language}. "
-    "Use <sep> as a separator between the original transcript and the translation."
-)
-_SEPARATOR = "<sep>"
 
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to make of the audio."""
-
-    translate: str | None = None  # a language; None: transcribe
-    both: bool = False  # transcript and translation in one pass
-    prompt: str | None = None  # instead of the model card's
-
-    def __post_init__(self) -> None:
-        if self.translate is not None and not self.translate.strip():
-            raise InputError("the language to translate to is empty")
-        if self.prompt is not None and not self.prompt.strip():
-            raise InputError("the prompt is empty")
-        if self.both and self.translate is None:
-            raise InputError("transcript and translation together need a language to translate to")
-        if self.prompt is not None and (self.both or self.translate is not None):
-            raise InputError("a prompt of your own replaces the one for translation: give one of them")
-
-    @property
-    def instruction(self) -> str:
-        """The text beside the clip. Source: the model card of Phi-4-multimodal-instruct."""
-        if self.prompt is not None:
-            return self.prompt
-        if self.translate is None:
-            return _TRANSCRIBE
-        return (_BOTH if self.both else _TRANSLATE).format(language=self.translate)
-
-
-def transcribe(model: Model, clip: Clip, task: Task, options: CompleteOptions) -> Iterator[Segment]:
-    """Segments as they are done, in order. A clip of up to 40 s is one pass; a longer one is cut in pauses.
+def transcribe(
+    reader: Reader,
+    sound: Sound,
+    rules: SegmentRules,
+    *,
+    done_until_s: float = 0.0,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[Segment]:
+    """Utterances as they are read, in order. Memory does not grow with the recording.
 
     Args:
-        model: with a speech encoder.
-        clip: at 8 or 16 kHz.
-        task: what to make of it.
-        options: sampling and limits of each pass.
+        reader: reads utterances.
+        sound: at 8 or 16 kHz, block by block.
+        rules: where utterances begin and end.
+        done_until_s: segments that end by then were read before: found again, and not read.
+        progress: told how many seconds of the recording are done.
+
+    Yields:
+        Segments with the utterances' times: to the detector's frame of 32 ms, pre-roll and tail included.
 
     Raises:
-        InputError: the model cannot listen, or the clip is too short.
+        InputError: the model cannot listen, or the recording turns out to be damaged.
     """
-    for start, stop in cut(clip.samples, clip.sample_rate):
-        piece = Media("audio", (clip.samples[start:stop], clip.sample_rate))
-        reply = model.chat([Message("user", task.instruction, media=(piece,))], **options)
-        text, _, translation = reply.text.partition(_SEPARATOR) if task.both else (reply.text, "", "")
-        yield Segment(
-            start / clip.sample_rate,
-            stop / clip.sample_rate,
-            text.strip(),
-            translation.strip() if task.both else None,
-        )
+    rate = sound.sample_rate
+    for piece in _pieces(sound, Segmenter(rate, rules)):
+        t0, t1 = piece.start / rate, piece.stop / rate
+        if isinstance(piece, Speech) and t1 > done_until_s:
+            speech = GrowingSpeech(rate)
+            speech.set_window(piece.samples)
+            reading = reader.read(speech)
+            yield Segment(t0, t1, reading.text, reading.translation)
+        if progress is not None:
+            progress(t1)
+
+
+def _pieces(sound: Sound, segmenter: Segmenter) -> Iterator[Speech | Silence]:
+    for block in sound.blocks:
+        yield from segmenter.push(block)
+    yield from segmenter.finish()

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transcripts as files: plain text, SubRip, WebVTT and JSON, from segments with times."""
+"""Transcripts as text: plain, SubRip, WebVTT, JSON and JSON lines, piece by piece or whole."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
 from .errors import InputError
 
-TranscriptFormat = Literal["txt", "srt", "vtt", "json"]
+TranscriptFormat = Literal["txt", "srt", "vtt", "json", "jsonl"]
 TRANSCRIPT_FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One pass over the audio. Times are the pass's own, not the words'."""
+    """One utterance. Times are the utterance's own, not the words'."""
 
     t0: float  # seconds from the beginning of the clip
     t1: float
@@ -39,23 +39,53 @@ def parse_formats(text: str, *, to_files: bool) -> tuple[TranscriptFormat, ...]:
     return cast("tuple[TranscriptFormat, ...]", names)
 
 
-def write(segments: Sequence[Segment], file_format: TranscriptFormat) -> str:
+class TranscriptWriter:
+    """One transcript in one format: `begin`, `add` each segment and `end` give its text in order.
+
+    All formats but json can be read at any time: what has been given out is a transcript of the segments so
+    far. A json transcript is one object, and comes from `end`.
+    """
+
+    def __init__(self, file_format: TranscriptFormat) -> None:
+        self._format = file_format
+        self._n_cues = 0
+        self._kept: list[Segment] = []  # of json alone
+
+    def begin(self) -> str:
+        """What stands before the first segment."""
+        return "WEBVTT\n" if self._format == "vtt" else ""
+
+    def add(self, segment: Segment) -> str:
+        """The next segment; nothing where a format has no place for it, as for a cue without words."""
+        if self._format == "json":
+            self._kept.append(segment)
+            return ""
+        if self._format == "jsonl":
+            return json.dumps(asdict(segment), ensure_ascii=False) + "\n"
+        if self._format == "txt":
+            return "".join(f"{line}\n" for line in (segment.text, segment.translation) if line)
+        if not segment.text:
+            return ""
+        self._n_cues += 1
+        times = f"{_clock(segment.t0, self._format)} --> {_clock(segment.t1, self._format)}"
+        cue = f"{times}\n{_cue_text(segment, self._format)}\n"
+        if self._format == "vtt":
+            return f"\n{cue}"
+        return f"{self._n_cues}\n{cue}" if self._n_cues == 1 else f"\n{self._n_cues}\n{cue}"
+
+    def end(self) -> str:
+        """What stands after the last segment."""
+        if self._format != "json":
+            return ""
+        text = "\n".join(s.text for s in self._kept)
+        whole = {"text": text, "segments": [asdict(s) for s in self._kept]}
+        return json.dumps(whole, ensure_ascii=False) + "\n"
+
+
+def write(segments: Iterable[Segment], file_format: TranscriptFormat) -> str:
     """A whole transcript as text; it ends with a newline unless it is empty."""
-    if file_format == "json":
-        text = "\n".join(s.text for s in segments)
-        return (
-            json.dumps({"text": text, "segments": [asdict(s) for s in segments]}, ensure_ascii=False) + "\n"
-        )
-    if file_format == "txt":
-        return "".join(f"{line}\n" for s in segments for line in (s.text, s.translation) if line)
-    spoken = [s for s in segments if s.text]
-    cues = [
-        f"{_clock(s.t0, file_format)} --> {_clock(s.t1, file_format)}\n{_cue_text(s, file_format)}\n"
-        for s in spoken
-    ]
-    if file_format == "vtt":
-        return "WEBVTT\n" + "".join(f"\n{cue}" for cue in cues)
-    return "\n".join(f"{i}\n{cue}" for i, cue in enumerate(cues, 1))
+    writer = TranscriptWriter(file_format)
+    return "".join([writer.begin(), *map(writer.add, segments), writer.end()])
 
 
 def _cue_text(segment: Segment, file_format: TranscriptFormat) -> str:

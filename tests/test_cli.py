@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,8 @@ def test_transcribe_raw_samples_from_stdin(env: dict[str, str]) -> None:
 
 
 def test_transcript_files(env: dict[str, str], tmp_path: Path) -> None:
+    import soundfile
+
     clip = EVAL / "audio" / "ast-000.flac"
     code, out, _ = call(
         env,
@@ -175,17 +178,138 @@ def test_transcript_files(env: dict[str, str], tmp_path: Path) -> None:
         "--translate",
         "French",
         "--format",
-        "txt,srt,vtt,json",
+        "txt,srt,vtt,json,jsonl",
         "-o",
         tmp_path,
     )
     assert (code, out) == (0, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"ast-000.flac.{f}" for f in ("json", "srt", "txt", "vtt")
+        f"ast-000.flac.{f}" for f in ("json", "jsonl", "srt", "txt", "vtt")
     ]
-    segment = json.loads((tmp_path / "ast-000.flac.json").read_text("utf-8"))["segments"][0]
-    assert (segment["text"], segment["t0"]) == ("The big bird dances behind the car.", 0.0)
+    (segment,) = json.loads((tmp_path / "ast-000.flac.json").read_text("utf-8"))["segments"]
+    assert segment["text"] == "The big bird dances behind the car."
     assert segment["translation"] == "Le grand oiseau danse derrière la voiture."
+    assert 0.0 <= segment["t0"] < segment["t1"] <= soundfile.info(clip).duration
+    assert json.loads((tmp_path / "ast-000.flac.jsonl").read_text("utf-8")) == segment
+
+
+def test_transcribe_as_json(env: dict[str, str]) -> None:
+    clips = [EVAL / "audio" / f"asr-00{i}.flac" for i in (0, 1)]
+    code, out, err = call(env, "transcribe", *clips, "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == [
+        "How many legs does a rooster have?",
+        "The small woman works in the garden.",
+    ]
+    lines = call(env, "transcribe", clips[0], "--format", "jsonl")[1].splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(out.splitlines()[0])["segments"]
+
+
+def recording(path: Path, n_clips: int) -> Path:
+    """Evaluation clips with pauses of 1.2 s between them, 16 kHz."""
+    import numpy as np
+    import soundfile
+    import soxr
+
+    parts = []
+    for i in range(n_clips):
+        samples, rate = soundfile.read(EVAL / "audio" / f"asr-{i % 10:03}.flac", dtype="float32")
+        parts += [soxr.resample(samples, rate, 16000), np.zeros(19200, np.float32)]
+    soundfile.write(path, np.concatenate(parts), 16000, subtype="PCM_16")
+    return path
+
+
+def test_utterances_come_while_the_audio_does(env: dict[str, str], tmp_path: Path) -> None:
+    """Raw samples in a pipe that stays open: the first cue is out before the rest is in."""
+    raw = recording(tmp_path / "talk.wav", 12).read_bytes()[44:]
+    assert len(raw) > 1 << 20, "standard input is read 1 MiB at a time"
+    with subprocess.Popen(
+        [*CALL, "transcribe", "-", "--format", "srt"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(raw[: 1 << 20])
+        process.stdin.flush()
+        first = [process.stdout.readline().decode() for _ in range(3)]
+        assert first[0] == "1\n"
+        assert first[2] == "How many legs does a rooster have?\n"
+        process.stdin.write(raw[1 << 20 :])
+        process.stdin.close()
+        assert b"\n12\n" in process.stdout.read()
+        assert process.wait(timeout=60) == 0
+
+
+def test_ctrl_c_in_a_transcript_and_going_on(env: dict[str, str], tmp_path: Path) -> None:
+    talk = recording(tmp_path / "talk.wav", 12)
+    job = ["transcribe", talk, "-o", tmp_path / "out", "--format", "txt,srt,json", "-s", "1"]
+    part = tmp_path / "out" / "talk.wav.txt.part"
+    with subprocess.Popen([*CALL, *map(str, job)], stderr=subprocess.PIPE, env=env) as process:
+        while not part.exists() or not part.read_bytes():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1].decode("utf-8")
+    assert process.returncode == 130
+    assert err.count("\n") == 1
+    assert "--resume" in err
+    done = part.read_text("utf-8").splitlines()
+    assert 1 <= len(done) < 12
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "talk.wav.part.jsonl",
+        "talk.wav.srt.part",
+        "talk.wav.txt.part",
+    ]
+
+    code, line = failed(env, *job, "--resume", "--pause", "0.6")
+    assert code == 2
+    assert "'pause_s' is 0.7, expected 0.6" in line
+
+    code, out, err = call(env, *job, "--resume")
+    assert (code, out) == (0, "")
+    assert "goes on at 0:" in err
+    whole = call(env, *job[:2], "-o", tmp_path / "whole", *job[4:])
+    assert whole == (0, "", "")
+    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert names == ["talk.wav.json", "talk.wav.srt", "talk.wav.txt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "out" / "talk.wav.txt").read_text("utf-8").splitlines()[: len(done)] == done
+
+    before = (tmp_path / "out" / "talk.wav.txt").stat().st_mtime_ns
+    code, out, err = call(env, *job, "--resume")
+    assert (code, out) == (0, "")
+    assert "left as they are" in err
+    assert (tmp_path / "out" / "talk.wav.txt").stat().st_mtime_ns == before
+
+
+def test_ctrl_c_leaves_a_whole_transcript_on_stdout(env: dict[str, str], tmp_path: Path) -> None:
+    raw = recording(tmp_path / "talk.wav", 12).read_bytes()[44:]
+    with subprocess.Popen(
+        [*CALL, "transcribe", "-", "--format", "vtt"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(raw[: 1 << 20])
+        process.stdin.flush()
+        head = b"".join(process.stdout.readline() for _ in range(4))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (head + out).startswith(b"WEBVTT\n\n00:00:0")
+    assert (head + out).endswith(b"\n")
+    assert err.count(b"\n") == 1
+    assert err.startswith(b"standard input: interrupted")
+
+
+def test_silence_is_no_text(env: dict[str, str], tmp_path: Path) -> None:
+    silence = bytes(2 * 16000 * 3)
+    assert call(env, "transcribe", "-", stdin=silence) == (0, "", "standard input: no speech found\n")
+    code, out, _ = call(env, "transcribe", "-", "--json", stdin=silence)
+    assert (code, json.loads(out)) == (0, {"text": "", "segments": []})
+    assert call(env, "transcribe", "-", "-o", tmp_path, stdin=silence)[0] == 0
+    assert (tmp_path / "stdin.txt").read_bytes() == b""
 
 
 def test_bench_prints_a_table(env: dict[str, str]) -> None:
@@ -236,6 +360,15 @@ USAGE = [
     (["transcribe", "x", "--format", "doc"], "format 'doc'"),
     (["transcribe", "x", "--format", "srt,vtt"], "2 formats"),
     (["transcribe", "x", "--both"], "language"),
+    (["transcribe", "x", "--json", "--format", "srt"], "--json and --format"),
+    (["transcribe", "x", "--json", "-o", "y"], "-o"),
+    (["transcribe", "x", "--resume"], "-o"),
+    (["transcribe", "-", "--resume", "-o", "/dev/null/y"], "standard input"),
+    (["transcribe", "x", "y", "--format", "jsonl"], "2 files"),
+    (["transcribe", "x", "--pause", "nan"], "pause"),
+    (["transcribe", "x", "--pause", "-1"], "pause"),
+    (["transcribe", "x", "--prompt", " "], "prompt"),
+    (["transcribe", "x", "--prompt", "y", "--instruction", "z"], "one of them"),
     (["convert", "/nowhere"], "-o DIR"),
 ]
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +248,37 @@ def test_silence_a_constant_and_clipping_are_sound() -> None:
         assert np.isfinite(log_mel(clip.samples)).all()
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 11025, 44100, 48000, 192000])
+def test_sound_as_it_comes(rate: int) -> None:
+    """Blocks of any size give the samples of the file, each as soon as it can be known."""
+    left, right = tone(rate, 2.0), tone(rate, 2.0, hertz=1000)
+    columns = np.round(np.stack([left, right], 1) * 32767).astype(np.int16)
+    taken = given = 0
+    got = []
+
+    def blocks() -> Iterator[npt.NDArray[np.int16]]:
+        nonlocal taken
+        for i in range(0, len(columns), rate // 50):
+            taken += len(columns[i : i + rate // 50])
+            yield columns[i : i + rate // 50]
+
+    sound = audio.from_blocks(blocks(), rate, 2)
+    assert sound.seconds is None
+    for block in sound.blocks:
+        got.append(block)
+        given += len(block)
+        assert given / sound.sample_rate > taken / rate - 0.1
+    assert np.array_equal(np.concatenate(got), audio.load(encoded(columns, rate, subtype="PCM_16")).samples)
+    with pytest.raises(InputError, match="has 65 channels"):
+        audio.from_blocks(iter([]), rate, 65)
+
+
+def test_loudness() -> None:
+    assert audio.level_dbfs(np.zeros(0, np.float32)) == audio.level_dbfs(np.zeros(9, np.float32)) == -np.inf
+    assert audio.level_dbfs(np.full(9, -1, np.float32)) == 0.0
+    assert audio.level_dbfs(2 * tone(16000)) == pytest.approx(-10 * np.log10(2))  # a full sine
+
+
 def test_channels_and_rates_out_of_range() -> None:
     assert "has 65 channels, expected 1 to 64" in refusal(encoded(np.zeros((16000, 65)), 16000))
     assert refusal(wav(SECOND, channels=0)).startswith("audio: ")
@@ -265,6 +299,50 @@ def test_four_hours_are_the_limit(tmp_path: Path) -> None:
     os.truncate(path, start + 4 * frames)
     assert path.stat().st_size > 1 << 31
     assert "lasts 5.0 hours, expected at most 4: cut it into parts" in refusal(path)
+    with audio.stream(path) as sound:  # in blocks it may be as long as it likes
+        assert sound.seconds == 5 * 3600
+        assert not next(sound.blocks).any()
+    limited = pytest.raises(InputError, match=r"lasts 5\.0 hours, expected at most 4\.5: cut")
+    with limited, audio.stream(path, max_seconds=4.5 * 3600):
+        pass
+
+
+LONG = """
+import resource, sys
+from pathlib import Path
+from pocketphi.runtime import audio
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+
+with audio.stream(Path(sys.argv[1])) as sound:
+    n = sum(len(next(sound.blocks)) for _ in range(3))
+    before = peak()
+    n += sum(map(len, sound.blocks))
+    print(n / sound.sample_rate, sound.seconds, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is in other units there")
+def test_hours_in_a_few_megabytes(tmp_path: Path) -> None:
+    """An hour of stereo, resampled, of which the disk holds only the header."""
+    path, frames = tmp_path / "long.wav", 3600 * 12000
+    path.write_bytes(wav(b"", announced=4 * frames, channels=2, rate=12000))
+    os.truncate(path, 44 + 4 * frames)
+    command = [sys.executable, "-c", LONG, str(path)]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    seconds, announced, grown = map(float, out.split())
+    assert seconds == announced == 3600
+    assert grown < 16 * 1024  # two blocks of 4 MB, before and after the resampler, and as much again
+
+
+def test_what_says_how_long_it_is(tmp_path: Path) -> None:
+    for raw, seconds in ((encoded(tone(44100, 2.0), 44100, "FLAC", "PCM_16"), 2.0), (wav(SECOND), 1.0)):
+        for source in (raw, Pipe(raw)):
+            with audio.stream(source) as sound:  # type: ignore[arg-type]
+                assert sound.seconds == seconds
+    with audio.stream(Pipe(SECOND)) as sound:  # type: ignore[arg-type]
+        assert sound.seconds is None
 
 
 def test_an_endless_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:

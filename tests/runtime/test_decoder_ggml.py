@@ -78,6 +78,38 @@ def test_rewind_then_the_same_tokens_give_the_same_logits(nano: Path) -> None:
     d.close()
 
 
+@pytest.mark.parametrize(("n", "wanted"), [(60, 60), (60, 7), (60, 1), (600, 100), (600, 88), (600, 600)])
+def test_the_logits_after_each_row(n: int, wanted: int, nano: Path) -> None:
+    """Also where the rows lie on both sides of a cut: a batch holds 512."""
+    d = load_decoder(nano)
+    d.open(table="short", capacity=n, adapter="speech")
+    ids = np.resize(IDS.ids, n)
+    found = d.feed_each(TokenSpan(ids), wanted)
+    assert found.shape == (wanted, d.spec.vocab_size)
+    assert d.length == n
+    first = n - wanted
+    d.rewind(0)
+    rows = [d.feed(TokenSpan(ids[: first + 1]))]
+    rows += [d.feed(TokenSpan(ids[i : i + 1])) for i in range(first + 1, n)]
+    assert abs(found - np.stack(rows)).max() < 2e-3  # as in test_session.py: two orders of summing
+    d.close()
+
+
+def test_the_logits_after_each_embedded_row(nano: Path) -> None:
+    d = load_decoder(nano)
+    d.open(table="short", capacity=256, adapter="speech")
+    rows = np.random.default_rng(3).normal(0, 0.05, (12, 256)).astype(np.float32)
+    found = d.feed_each(EmbedSpan(rows, "clip"), 12)
+    d.rewind(0)
+    one_by_one = [d.feed(EmbedSpan(rows[i : i + 1], "row")) for i in range(12)]
+    assert abs(found - np.stack(one_by_one)).max() < 2e-3
+    for n in (0, 13):
+        with pytest.raises(KernelError, match=f"logits of {n} rows"):
+            d.feed_each(EmbedSpan(rows, "clip"), n)
+    assert d.length == 12
+    d.close()
+
+
 def test_an_adapter_that_does_not_act_is_an_error(nano: Path, tmp_path: Path) -> None:
     """All of B set to zero: the file loads, and changes nothing."""
     import gguf

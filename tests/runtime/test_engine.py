@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pocketphi
+from pocketphi.runtime import report
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.errors import BundleError, InputError
 from pocketphi.runtime.parts import Message
@@ -81,6 +82,17 @@ def test_limits_and_stop_texts(nano_model: Model) -> None:
     assert (cut.finish_reason, len(cut.token_ids)) == ("length", 3)
     stopped = nano_model.chat(FRANCE, stop=["France"])
     assert (stopped.finish_reason, stopped.text) == ("stop", "The capital of ")
+
+
+def test_a_draft_saves_passes_and_is_counted(nano_model: Model) -> None:
+    plain = nano_model.chat(FRANCE)
+    again = nano_model.chat(FRANCE, draft=plain.token_ids)
+    assert (again.token_ids, again.text) == (plain.token_ids, plain.text)
+    n = len(plain.token_ids)
+    counted = report.reply_object(again)["timings"]
+    assert (counted["n_passes"], counted["draft_n"], counted["draft_n_accepted"]) == (0, n, n - 1)
+    assert (plain.timings.n_passes, plain.timings.draft_n) == (n - 1, 0)
+    assert nano_model.context_used == plain.usage.prompt_tokens + n - 1
 
 
 def test_the_context_limit_ends_an_answer(nano: Path) -> None:

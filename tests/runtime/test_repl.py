@@ -8,11 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
+import soundfile
 
+from pocketphi.runtime import audio
+from pocketphi.runtime.clock import SkippingClock
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.errors import InputError
+from pocketphi.runtime.parts import Float32
 from pocketphi.runtime.repl import ChatSettings, Repl, read_chat
+from pocketphi.runtime.sources import Paced, Source
+from pocketphi.runtime.spoken_turn import record_turn
 
 from ..conftest import Converted
 
@@ -214,4 +221,104 @@ def test_reset_drops_what_waits(seeing: Model) -> None:
     script = chat(
         seeing, f"/image {EVAL / 'images' / 'img-012.png'}", "/reset", "What is the capital of France?"
     )
+    assert "Paris" in script.answers
+
+
+def speak(*names: str, interrupt_at: float | None = None) -> Callable[[], Source]:
+    """A microphone before which these clips are played, each in silence: every opening hears the next one.
+
+    Ctrl-C comes after `interrupt_at` seconds.
+    """
+    waiting = list(names)
+    room = np.random.default_rng(0).normal(0.0, 1e-4, 3 * audio.SAMPLE_RATE).astype(np.float32)
+
+    def opened() -> Source:
+        clip = audio.load(EVAL / "audio" / f"{waiting.pop(0)}.flac")
+        assert clip.sample_rate == audio.SAMPLE_RATE
+        samples = np.concatenate([room, clip.samples, room])
+
+        def blocks() -> Iterator[Float32]:
+            for i in range(0, len(samples), 1600):
+                if interrupt_at is not None and i >= interrupt_at * audio.SAMPLE_RATE:
+                    raise KeyboardInterrupt
+                yield samples[i : i + 1600]
+
+        return Paced(audio.Sound("microphone", audio.SAMPLE_RATE, blocks()), SkippingClock())
+
+    return opened
+
+
+def talk(model: Model, microphone: Callable[[], Source], *lines: Line) -> Script:
+    script = Script(list(lines))
+    Repl(model, ChatSettings({}, microphone=microphone), script, system=None).run()
+    return script
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("sqa-000", "A lion has 4 legs.\n"), ("sqa-003", "The opposite of loud is quiet.\n")],
+)
+def test_a_spoken_message_is_answered(name: str, answer: str, seeing: Model) -> None:
+    script = talk(seeing, speak(name), "/mic", "/stats")
+    assert script.answers == answer
+    assert "pause" in script.said[0]
+    assert any("2 turns" in line for line in script.said)
+
+
+def kept(name: str, folder: Path) -> Path:
+    """What `/mic` would send, as a file."""
+    heard = record_turn(speak(name)(), None, lambda line: None)
+    assert heard is not None
+    path = folder / f"{name}.wav"
+    soundfile.write(path, *heard, subtype="FLOAT")
+    return path
+
+
+def test_a_spoken_message_is_a_clip_of_the_same_samples(seeing: Model, tmp_path: Path) -> None:
+    for name in ("sqa-001", "sqa-005"):
+        spoken = talk(seeing, speak(name), "/mic").answers
+        assert spoken.strip()
+        assert spoken == chat(seeing, f"/audio {kept(name, tmp_path)}", "").answers
+
+
+@pytest.mark.parametrize("name", ["vs-001", "vs-003"])
+def test_a_spoken_question_about_the_picture_that_waits(name: str, seeing: Model, tmp_path: Path) -> None:
+    picture = f"/image {EVAL / 'images' / name}.png"
+    script = talk(seeing, speak(name, "sqa-000"), picture, "/mic", "/reset", "/mic")
+    asked = chat(seeing, picture, f"/audio {kept(name, tmp_path)}", "")
+    first, second, *_ = script.answers.splitlines()
+    assert first + "\n" == asked.answers
+    assert second == "A lion has 4 legs.", "the picture went with the first message alone"
+
+
+def test_text_goes_with_what_is_said(seeing: Model) -> None:
+    script = talk(seeing, speak("asr-000"), "/mic Transcribe the audio clip into text.")
+    assert script.answers == "How many legs does a rooster have?\n"
+
+
+def test_ctrl_c_while_speaking_sends_nothing(seeing: Model) -> None:
+    picture = EVAL / "images" / "img-012.png"
+    microphone = speak("sqa-000", interrupt_at=3.5)
+    script = talk(seeing, microphone, f"/image {picture}", "/mic", "What does the text say?")
+    assert any("not sent" in line for line in script.said)
+    assert script.answers == "It says chair.\n", "the picture still waits for its message"
+
+
+def test_saying_nothing_sends_nothing(seeing: Model) -> None:
+    def silent() -> Source:
+        return Paced(
+            audio.Sound("microphone", audio.SAMPLE_RATE, iter([np.zeros(48000, np.float32)])), SkippingClock()
+        )
+
+    script = talk(seeing, silent, "/mic", "/stats")
+    assert "(nothing was said)" in script.said
+    assert any("0 turns" in line for line in script.said)
+
+
+def test_a_microphone_that_cannot_be_opened_is_an_error_line(seeing: Model) -> None:
+    def missing() -> Source:
+        raise InputError("there is no microphone")
+
+    script = talk(seeing, missing, "/mic", "What is the capital of France?")
+    assert script.said == ["error: there is no microphone"]
     assert "Paris" in script.answers

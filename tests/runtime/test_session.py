@@ -149,6 +149,75 @@ def test_the_limit(decoder: GgmlDecoder) -> None:
         session.step(1)
 
 
+def test_tokens_read_ahead_are_part_of_the_sequence(decoder: GgmlDecoder) -> None:
+    """The prompt and what is proposed, then more, all in batches; against a read of each length."""
+    session, _ = fresh(decoder)
+    prompt, more = ids(40), ids(9, seed=2).ids
+    ahead, kept = session.read_ahead([prompt], more[:5], adapter=None)
+    assert (ahead.shape[0], kept, session.length) == (6, 0, 45)
+    rows = np.concatenate([ahead, session.extend(more[5:])])
+    assert session.length == decoder.length == 49
+    for n, row in enumerate(rows):
+        whole = TokenSpan(np.concatenate([prompt.ids, more[:n]]))
+        direct, _ = fresh(decoder)[0].read([whole], adapter=None)
+        assert abs(row - direct).max() <= SAME
+    again, kept = fresh(decoder)[0].read_ahead([ids(40)], more, adapter=None)
+    assert abs(again - rows).max() <= SAME
+
+
+def test_what_is_read_ahead_is_used_again(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder)
+    more = ids(9, seed=2)
+    session.read_ahead([ids(40)], more.ids, adapter=None)
+    rows, kept = session.read_ahead([ids(40)], more.ids, adapter=None)
+    assert (rows.shape[0], kept) == (10, 39), "the logits after the prompt are needed"
+    _, kept = session.read([ids(40), more, ids(2, seed=3)], adapter=None)
+    assert kept == 49
+
+
+def test_dropped_tokens_leave_no_trace(decoder: GgmlDecoder) -> None:
+    session, _ = fresh(decoder)
+    rows = EmbedSpan(np.random.default_rng(3).normal(0, 0.05, (12, 256)).astype(np.float32), "clip")
+    session.read_ahead([ids(40), rows], ids(9, seed=2).ids, adapter=None)
+    session.drop(5)
+    session.drop(0)
+    assert session.length == decoder.length == 56
+    logits = session.step(77)
+    kept_tokens = np.append(ids(9, seed=2).ids[:4], np.int32(77))
+    direct, _ = fresh(decoder)[0].read([ids(40), rows, TokenSpan(kept_tokens)], adapter=None)
+    assert abs(logits - direct).max() <= SAME
+    session.reset()
+    session.read([ids(40), rows], adapter=None)
+    session.drop(3)
+    assert session.read([ids(40), rows], adapter=None)[1] == 49, "into the middle of the rows"
+    session.drop(1000)
+    assert session.length == decoder.length == 0
+
+
+def test_the_room_ends_where_everything_would_be_read_again(decoder: GgmlDecoder) -> None:
+    session, notes = fresh(decoder, limit=ORIGINAL + 6)
+    assert session.room == 0, "nothing is read yet"
+    rows, _ = session.read_ahead([ids(ORIGINAL - 3)], ids(9).ids, adapter=None)
+    assert (rows.shape[0], session.length, session.room) == (4, ORIGINAL, 0)
+    session.drop(1)
+    assert session.room == 1
+    with pytest.raises(InputError, match="2 tokens are added"):
+        session.extend(ids(2).ids)
+    session.step(7)
+    assert notes == []
+    crossed = session.extend(np.array([8], np.int32))[0]
+    assert (decoder.table, session.room, len(notes)) == ("long", 5, 1)
+    whole = np.concatenate([ids(ORIGINAL - 3).ids, ids(9).ids[:2], [7, 8]]).astype(np.int32)
+    direct, _ = fresh(decoder)[0].read([TokenSpan(whole)], adapter=None)
+    assert crossed.tobytes() == direct.tobytes()
+    with pytest.raises(InputError, match="full"):
+        session.extend(ids(6).ids)
+    session.drop(2)
+    assert session.room == 0, "the next token is one of the short table"
+    session.step(9)
+    assert (decoder.table, session.length) == ("short", ORIGINAL)
+
+
 def test_an_interrupted_read_leaves_a_usable_session(decoder: GgmlDecoder) -> None:
     session, _ = fresh(decoder)
     session.read([ids(30)], adapter=None)

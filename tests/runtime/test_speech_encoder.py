@@ -157,6 +157,33 @@ def test_blocks_are_independent(encoder: Get) -> None:
     assert np.array_equal(e.project(whole, "speech"), e.encode(x, "speech"))
 
 
+@pytest.mark.parametrize("quant", ["fp32", "fp16", "int8", "int4"])
+def test_a_clip_that_grows(encoder: Get, quant: EncoderQuant) -> None:
+    """Every bit as at once, whether the front goes on from a shorter clip, a longer one, or from less than it
+    could; what it gives for the next time is whole pieces."""
+    e = encoder(quant)
+    x = features("speech-1001")
+    front = np.zeros((0, 0), np.float32)
+    for n_frames, known in [
+        (100, 0),
+        (300, 0),
+        (512, 32),
+        (520, 64),
+        (519, 40),
+        (4000, 64),
+        (777, 500),
+        (3, 96),
+    ]:
+        hidden, front = e.continue_hidden(x[:n_frames], front[:known])
+        assert hidden.tobytes() == e.hidden(x[:n_frames]).tobytes()
+        assert len(front) == n_frames // 256 * 32
+
+
+def test_a_clip_that_grows_beyond_a_block(encoder: Get) -> None:
+    with pytest.raises(KernelError, match="features have 4001 frames, expected at most 4000"):
+        encoder("fp32").continue_hidden(features("speech-1001")[:4001], np.zeros((0, 0), np.float32))
+
+
 def test_8_khz(encoder: Get) -> None:
     wave = cases.samples_of("asr-000")[::2].copy()
     rows = encoder("fp32").encode(log_mel(wave, 8000), "speech")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`convert` and `info`: make a model directory, and say what one holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketphi.runtime.errors import InputError
+
+from .options import Json, Threads, Verbose
+from .values import builtin, log_to_stderr, progress_bar, to_json
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, or a hub id with --from-hub.")],
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Model directory to write.")] = None,
+    quant: Annotated[str, typer.Option("--quant", "-q", help="Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")] = "Q4_K_M",
+    lora_quant: Annotated[str, typer.Option("--lora-quant", help="Adapters: Q8_0, F16 or Q4_0.")] = "Q8_0",
+    encoders: Annotated[str, typer.Option("--encoders", help="ONNX encoders: int8, int4, fp16 or fp32.")] = "int8",
+    merge: Annotated[str | None, typer.Option("--merge", help="Merge vision or speech into the backbone.")] = None,
+    imatrix: Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix, llama.cpp's GGUF form.")] = None,
+    from_hub: Annotated[bool, typer.Option("--from-hub", help="SRC is a hub id: local cache, then the network.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit, with --from-hub.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="With --from-hub: the local cache only.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name [default: from SRC].")] = None,
+    chat_format: Annotated[str | None, typer.Option("--chat-format", help="When the template is not recognised.")] = None,
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Turn a Hugging Face checkpoint into a quantized model directory."""
+    from pocketphi import convert as converter
+    from pocketphi.convert import hub
+    from pocketphi.runtime import report
+
+    log_to_stderr(verbose)
+    if out is None and not dry_run:
+        raise InputError("convert needs -o DIR (or --dry-run)")
+    directory, source_name, commit = hub.resolve(
+        source, from_hub=from_hub, revision=revision, offline=offline
+    )
+    options = converter.Options(
+        recipe=quant, lora_quant=lora_quant, encoders=encoders, merge=merge, imatrix=imatrix, threads=threads,
+        chat_format=chat_format, name=name, revision=commit, source_name=source_name, overwrite=overwrite,
+    )  # fmt: skip
+    if dry_run or out is None:
+        plan = converter.plan(directory, options)
+        typer.echo(plan.to_json() if as_json else plan.format())
+        return
+    with progress_bar() as progress:
+        bundle = converter.convert(directory, out, options, progress)
+    if as_json:
+        typer.echo(to_json(report.bundle_object(bundle)))
+    else:
+        size = sum(f.size for f in bundle.files)
+        typer.echo(
+            f"{out}: {bundle.name}, {bundle.recipe}, {len(bundle.files)} files, {report.human_bytes(size)}",
+            err=True,
+        )
+
+
+def info(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            envvar="POCKETPHI_MODEL",
+            help="Model directory [default: the built-in phi4-nano].",
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read every file and compare its SHA-256.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a model directory holds: sizes, types, hashes, source; and which kernels would run it here."""
+    from pocketphi.runtime import bundle as bundles
+    from pocketphi.runtime import ggml_plugin, report
+
+    log_to_stderr(verbose=False)
+
+    bundle = bundles.load(directory or builtin())
+    if check:
+        for entry in bundle.check_hashes():
+            typer.echo(f"ok  {entry.path}", err=True)
+    kernels = ggml_plugin.load()
+    if as_json:
+        typer.echo(to_json(report.bundle_object(bundle) | {"kernels": report.kernels_object(kernels)}))
+        return
+    for line in report.bundle_lines(bundle):
+        typer.echo(line)
+    typer.echo(f"{'kernels':<16}{report.kernels_line(kernels)}")
