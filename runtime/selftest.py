@@ -127,7 +127,7 @@ class SelfTest:
                 yield event
 
     def figures(self) -> dict[str, Any]:
-        """The summary, with the word error rate, and the same samples transcribed as a file for comparison."""
+        """The summary, the word error rate, and the same samples transcribed as a file for comparison."""
         sound = audio.Sound("selftest", _RATE, self._session.blocks())
         offline = [s.text for s in transcribe(self._reader, sound, self._options.rules)]
         wanted = words(" ".join(self._session.references()))
