@@ -17,6 +17,8 @@ demo: $(VENV)/installed
 	  $(BIN)/pocketphi transcribe nano/eval/audio/asr-003.flac
 	@echo && echo '$$ pocketphi run --image nano/eval/images/vs-003.png --audio nano/eval/audio/vs-003.flac' && \
 	  $(BIN)/pocketphi run --image nano/eval/images/vs-003.png --audio nano/eval/audio/vs-003.flac
+	@echo && echo '$$ pocketphi live --file nano/eval/audio/asr-001.flac --realtime' && \
+	  $(BIN)/pocketphi live --file nano/eval/audio/asr-001.flac --realtime
 	@echo && echo '$$ pocketphi chat   (three questions piped in)' && \
 	  printf '%s\n' 'Hello!' 'What is 3 plus 4?' 'How many legs does a spider have?' | $(BIN)/pocketphi chat
 

@@ -8,18 +8,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from pocketphi.runtime.errors import InputError, OutputError, PocketPhiError
+from pocketphi.runtime.errors import InputError, PocketPhiError
 
+from .checks import a_path, as_flag, task_of
+from .live_files import check_outputs, live_files
 from .options import CtxSize, Device, GpuLayers, KvType, ModelDir, Threads, Verbose
 from .values import log_to_stderr, open_model, to_json
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pocketphi.runtime.live_view import LiveView
     from pocketphi.runtime.sources import Source
     from pocketphi.runtime.speech_task import Task
-    from pocketphi.runtime.transcript import TranscriptFormat
     from pocketphi.runtime.transcript_files import TranscriptFiles
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def live(
     device: Device = None,
     list_devices: Annotated[bool, typer.Option("--list-devices", help="Print the microphones and leave.")] = False,
     stdin: Annotated[bool, typer.Option("--stdin", help="Listen to standard input: WAV, or raw s16le at 16 kHz.")] = False,
-    file: Annotated[Path | None, typer.Option("--file", help="Listen to a file, as fast as it can be read.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", parser=a_path, metavar="<path>", help="Listen to a file, as fast as it can be read.")] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="With --file: at the pace of a microphone.")] = False,
     selftest: Annotated[bool, typer.Option("--selftest", help="Listen to a session whose words are known.")] = False,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Of the self-test [default: 10].")] = None,
@@ -53,9 +53,9 @@ def live(
     both: Annotated[bool, typer.Option("--both", help="Transcript and translation in one pass.")] = False,
     words: Annotated[str | None, typer.Option("--prompt", help="Words to expect: names, terms.")] = None,
     instruction: Annotated[str | None, typer.Option("--instruction", help="Instead of the model card's own.")] = None,
-    file_format: Annotated[str | None, typer.Option("--format", help="Files to write: txt, srt, vtt, json, with commas [default: txt].")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for live-DATE-TIME.txt, …, or FILE.txt, ….")] = None,
-    save_audio: Annotated[Path | None, typer.Option("--save-audio", help="Keep what was heard as a WAV file.")] = None,
+    file_format: Annotated[str | None, typer.Option("--format", help="Files to write: txt, srt, vtt, json, jsonl, with commas [default: txt].")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", parser=a_path, metavar="<path>", help="Folder for live-DATE-TIME.txt, …, or FILE.live.txt, ….")] = None,
+    save_audio: Annotated[Path | None, typer.Option("--save-audio", parser=a_path, metavar="<path>", help="Keep what was heard as a WAV file, which grows as FILE.part.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every event as one line of JSON, a summary last.")] = False,
     ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
     verbose: Verbose = False,
@@ -66,7 +66,6 @@ def live(
     from pocketphi.runtime.live import Listener, LiveOptions
     from pocketphi.runtime.reader import Reader
     from pocketphi.runtime.segments import SegmentRules
-    from pocketphi.runtime.speech_task import Task
     from pocketphi.runtime.transcript import parse_formats
 
     log_to_stderr(verbose)
@@ -74,31 +73,41 @@ def live(
         _print_devices(as_json)
         return
     _check_source(device, stdin, file, realtime, selftest, minutes)
-    options = LiveOptions(step, SegmentRules(pause_s=pause))
-    task = Task(translate, both, words, instruction)
-    if selftest and (task != Task() or file_format is not None or out is not None or save_audio is not None):
+    with as_flag("--pause", "pause_s"):
+        rules = SegmentRules(pause_s=pause)
+    with as_flag("--step", "step"):
+        options = LiveOptions(step, rules)
+    task = task_of(translate, both, words, instruction)
+    if selftest and (
+        task != task_of(None, False, None, None)
+        or file_format is not None
+        or out is not None
+        or save_audio is not None
+    ):
         raise InputError(
             "--selftest transcribes what it plays: no file, instruction or translation goes with it"
         )
     if file_format is not None and out is None:
         raise InputError("--format is about files: name a folder for them with -o")
-    formats = parse_formats(file_format or "txt", to_files=True)
+    formats = parse_formats("txt" if file_format is None else file_format, to_files=True)
     if out is not None:
         make_folder(out)
+    check_outputs(out, file, formats, save_audio)
     typer.echo("loading the model…", err=True)
     with open_model(model, ctx_size, threads, gpu_layers, cache_type) as loaded:
         _warm_up(loaded, task)
         if selftest:
             _selftest(loaded, task, options, minutes or _SELFTEST_MINUTES, as_json)
             return
-        stem = datetime.now().strftime("live-%Y%m%d-%H%M%S") if file is None else file.name
         with (
             _source(device, stdin, file, realtime, save_audio) as source,
-            _files(out, stem, formats) as files,
+            live_files(out, file, formats) as files,
         ):
             listener = Listener(Reader(loaded, task, {}), source, options, RealClock())
             muted = not (stdin or file or verbose)
-            stopped_by = _listen(listener, source, files, as_json=as_json, muted=muted)
+            stopped_by = _listen(
+                listener, source, files, as_json=as_json, muted=muted, paced=file is None or realtime
+            )
     if stopped_by == signal.SIGTERM:
         raise typer.Exit(143)
 
@@ -125,7 +134,10 @@ def _check_source(
         from pocketphi.runtime.files import check_file
 
         check_file(file)
-    elif not (stdin or selftest):
+    elif stdin:
+        if sys.stdin.isatty():
+            raise InputError("--stdin: standard input is a terminal, expected a pipe or a file")
+    elif not selftest:
         check_microphone(device)
 
 
@@ -189,28 +201,14 @@ def _source(
         yield source if save_audio is None else stack.enter_context(recorded(source, save_audio))
 
 
-@contextmanager
-def _files(
-    out: Path | None, stem: str, formats: Sequence[TranscriptFormat]
-) -> Iterator[TranscriptFiles | None]:
-    """Transcripts that are complete whenever the session was not broken off."""
-    if out is None:
-        yield None
-        return
-    from pocketphi.runtime.transcript_files import TranscriptFiles
-
-    with TranscriptFiles(out, stem, formats, journal=None) as files:  # Ctrl-C twice: the parts stay
-        try:
-            yield files
-        except Exception:  # a device that is gone, a reader that has left: what was heard is still whole
-            with contextlib.suppress(OutputError):
-                files.finish()
-            raise
-        files.finish()
-
-
 def _listen(
-    listener: Listener, source: Source, files: TranscriptFiles | None, *, as_json: bool, muted: bool
+    listener: Listener,
+    source: Source,
+    files: TranscriptFiles | None,
+    *,
+    as_json: bool,
+    muted: bool,
+    paced: bool,
 ) -> int | None:
     """The session. Returns the signal that ended it, if one did."""
     from pocketphi.runtime.live_view import LiveView
@@ -229,9 +227,9 @@ def _listen(
                     if files is not None and event.type == "final":
                         files.add(Segment(event.t0, event.t1, event.text, event.translation))
         except PocketPhiError:
-            _report(listener, as_json)  # of what was heard until then
+            _report(listener, as_json, paced)  # of what was heard until then
             raise
-        _report(listener, as_json)
+        _report(listener, as_json, paced)
     return received[0] if received else None
 
 
@@ -251,13 +249,14 @@ def _stderr(muted: bool) -> Iterator[TextIO]:
         _log.debug("%s", line)
 
 
-def _report(listener: Listener, as_json: bool) -> None:
+def _report(listener: Listener, as_json: bool, paced: bool = True) -> None:
+    """The summary; delays mean nothing where the audio does not come at a pace."""
     from pocketphi.runtime.live_view import json_line
 
     if as_json:
         typer.echo(json_line(listener.summary.to_object()))
         return
-    for line in listener.summary.lines():
+    for line in listener.summary.lines(paced=paced):
         typer.echo(line, err=True)
 
 

@@ -49,6 +49,7 @@ from .options import (
 from .values import log_to_stderr, media_of, open_model, options_of, question, sampling_of, to_json
 
 if TYPE_CHECKING:
+    from pocketphi.runtime.bundle import Bundle
     from pocketphi.runtime.parts import Media
     from pocketphi.runtime.sources import Source
 
@@ -91,7 +92,7 @@ def run(
         check_microphone(device)
     with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         if mic:
-            media.append(_spoken(device))
+            media.append(_spoken(loaded.bundle, device))
         if raw:
             options["media"] = media
             answer = loaded.complete(text, stream=True, **options)
@@ -159,11 +160,12 @@ def _microphone(device: str | None) -> Source:
     return open_microphone(device)
 
 
-def _spoken(device: str | None) -> Media:
+def _spoken(bundle: Bundle, device: str | None) -> Media:
     """What somebody says now."""
     from pocketphi.runtime.parts import Media
-    from pocketphi.runtime.spoken_turn import record_turn
+    from pocketphi.runtime.spoken_turn import check_can_hear, record_turn
 
+    check_can_hear(bundle)
     heard = record_turn(_microphone(device), None, lambda line: typer.echo(line, err=True))
     if heard is None:
         raise InputError("microphone: nothing was said")

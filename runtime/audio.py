@@ -23,6 +23,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from . import mpeg
 from .errors import InputError
 from .parts import Float32
 
@@ -162,8 +163,7 @@ def stream(
     """`load` in blocks of up to a minute, for what reads a long file bit by bit; 0 samples are no error here.
 
     Args:
-        source: as for `load`.
-        name: as for `load`.
+        source, name: as for `load`.
         max_seconds: refuse what is longer; None: any length, in a few megabytes of memory.
 
     Raises:
@@ -182,7 +182,7 @@ def _opened(source: Path | bytes | BinaryIO, name: str | None) -> Iterator[Sound
     """Of any length."""
     if name is None:
         own = source if isinstance(source, Path) else getattr(source, "name", "audio")
-        name = "standard input" if own == "<stdin>" else str(own)
+        name = "standard input" if own in ("<stdin>", 0) else str(own)
     if isinstance(source, Path):
         _check_file(source)
         with _decoder(source, name, complete=True) as sound:
@@ -191,8 +191,16 @@ def _opened(source: Path | bytes | BinaryIO, name: str | None) -> Iterator[Sound
         with _temporary(iter([source]), name) as path, _decoder(path, name, complete=True) as sound:
             yield sound
     else:
-        head = _read(source, max(map(len, MAGIC)), name)
-        if head.startswith(MAGIC):
+        head = b""
+
+        def peek(n: int) -> bytes:
+            nonlocal head
+            head += _read(source, n - len(head), name)
+            return head[:n]
+
+        if not peek(4):  # the longest of MAGIC
+            raise InputError(f"{name}: is empty")
+        if head.startswith(MAGIC) or mpeg.format_of(peek) is not None:
             pieces = _pieces(source, head, name)
             with _temporary(pieces, name) as path, _decoder(path, name, complete=False) as sound:
                 yield sound
@@ -269,8 +277,9 @@ def _raw(pieces: Iterator[bytes]) -> Iterator[Float32]:
 def _decoder(path: Path, name: str, *, complete: bool) -> Iterator[Sound]:
     """A sound file through libsndfile; `complete` asks that it is as long as its header says."""
     with path.open("rb") as file:
-        if file.read(2) == b"\xf0\x7e":  # libsndfile writes to stdout when one is damaged
-            raise InputError(f"{name}: is a MIDI sample dump, expected a sound file")
+        head = file.read(8)
+    if head.startswith(b"\xf0\x7e"):  # libsndfile writes to stdout when one is damaged
+        raise InputError(f"{name}: is a MIDI sample dump, expected a sound file")
     try:
         # As bytes where file names are bytes: they need not be UTF-8.
         with soundfile.SoundFile(str(path) if os.name == "nt" else os.fsencode(path)) as decoder:
@@ -278,6 +287,7 @@ def _decoder(path: Path, name: str, *, complete: bool) -> Iterator[Sound]:
             _check_kind(rate, decoder.channels, name)
             if decoder.frames < 0:
                 raise InputError(f"{name}: has a damaged header: {decoder.frames} samples")
+            _check_closed(decoder, path, head, name)
             if complete:
                 _check_complete(decoder, name)
             seconds = decoder.frames / rate if decoder.frames < _UNKNOWN else None
@@ -311,6 +321,13 @@ def _check_complete(decoder: soundfile.SoundFile, name: str) -> None:
                 f"{name}: is cut short: announces {announced:,} bytes of sound and has {there:,}; "
                 "what there is can be read through a pipe, as -"
             )
+
+
+def _check_closed(decoder: soundfile.SoundFile, path: Path, head: bytes, name: str) -> None:
+    """Whether a WAV without sound ends where it says: one whose writer has crashed goes on."""
+    behind = path.stat().st_size - max(44, 8 + int.from_bytes(head[4:], "little"))
+    if decoder.frames == 0 and head.startswith(b"RIFF") and behind > 0:
+        raise InputError(f"{name}: announces no sound but goes on: {behind:,} bytes more than it says")
 
 
 def _check_length(seconds: float, most: float, name: str) -> None:

@@ -153,7 +153,7 @@ class Microphone:
     ) -> None:
         self.device = choose(device, devices())
         self.name = f"microphone {self.device.name!r}"
-        self.overruns = 0
+        self.overruns = self.underruns = 0
         self._clock = clock or RealClock()
         self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._arrived = self._given = 0  # samples at the device's rate, and at ours
@@ -194,6 +194,7 @@ class Microphone:
     def _take(self, data: Any, frames: int, _: Any, status: Any) -> None:
         """In PortAudio's thread: one block."""
         self.overruns += bool(status.input_overflow)
+        self.underruns += bool(status.input_underflow)
         now = self._clock.now()
         if self._started is None:
             self._started = now - frames / self._rate

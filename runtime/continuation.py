@@ -69,9 +69,9 @@ class Continuation:
         self._at = 0  # the draft's token that is expected next
         self._matched = 0  # the draft's tokens before this one have been met or passed over
         self._most, self._misses = _MOST, 0
-        # The draft shares the pass of the prompt's last tokens; where they are many they set the kernels.
+        # The draft shares the pass of the prompt's last tokens, where they leave room.
         last = len(spans[-1]) if spans and isinstance(spans[-1], TokenSpan) else 0
-        first = draft[: _ROWS - last if last < _ROWS else _MOST]
+        first = draft[: max(0, _ROWS - last)]
         self._rows, self._cached = session.read_ahead(spans, first, adapter=adapter, reserve=reserve)
         self._propose(draft[: len(self._rows) - 1])
         self._length = session.length - len(self._proposed)

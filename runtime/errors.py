@@ -9,6 +9,7 @@ Every exception this project raises, and the exit code the command line gives it
   + CheckpointError        exit 5   the source checkpoint is missing, damaged or of an unknown kind
     - TensorShapeError              a tensor's shape is not the one that the configuration implies
   + OutputError            exit 6   an output could not be written
+    - InUseError                    another process is writing it
 
 Ctrl-C is exit 130. Messages are one line: which input, what was found, what was wanted.
 """
@@ -65,3 +66,7 @@ class OutputError(PocketPhiError):
     """An output file could not be written (no space, no permission, a broken disk)."""
 
     exit_code: ClassVar[int] = 6
+
+
+class InUseError(OutputError):
+    """Another process is writing the output."""

@@ -79,7 +79,11 @@ class Listener:
             source: where audio comes from; the caller closes it.
             options: step, pauses.
             clock: the one that the source goes by.
+
+        Raises:
+            InputError: the model cannot listen, or not to utterances of that length.
         """
+        reader.check(options.rules.max_s)
         self._reader, self._source, self._options, self._clock = reader, source, options, clock
         self._segmenter = Segmenter(source.sample_rate, options.rules)
         self._open: _Utterance | None = None
@@ -114,7 +118,7 @@ class Listener:
                 failure, block = exc, None
             if block is None:
                 break
-            self.summary.take_block(len(block), self._source.backlog_s(), self._source.overruns)
+            self.summary.take_block(len(block), self._source)
             for piece in self._segmenter.push(block):
                 yield self._closed(piece)
             growing = self._segmenter.open

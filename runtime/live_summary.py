@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from .reader import Reading
+from .sources import Source
 
 
 @dataclass(slots=True)
 class Delays:
     """Seconds from a moment in the audio to the event that answers it."""
 
-    found: list[float] = field(default_factory=list)
+    found: array[float] = field(default_factory=lambda: array("d"))  # hours of it are some hundred kB
 
     def to_object(self) -> dict[str, float | int | None]:
         """Median and 95th percentile; None where nothing was measured."""
@@ -41,7 +43,7 @@ class Summary:
     def __init__(self, sample_rate: int) -> None:
         self.sample_rate = sample_rate
         self.n_taken = self.n_covered = self.n_speech = 0  # samples: of the source, in events, in utterances
-        self.n_overruns = 0  # times the device reported lost input
+        self.n_overruns = self.n_underruns = 0  # times the device lost input, or gave silence in its place
         self.n_utterances = self.n_partials = self.n_words = 0
         self.n_committed_changes = 0  # events that took back what was committed: none, by construction
         self.n_overruled = 0  # settled tokens that the last reading alone would have read otherwise
@@ -50,11 +52,11 @@ class Summary:
         self.reading_s = self.worst_backlog_s = 0.0
         self.delays = {"first_partial": Delays(), "commit": Delays(), "final": Delays()}
 
-    def take_block(self, n_samples: int, backlog_s: float, n_overruns: int) -> None:
+    def take_block(self, n_samples: int, source: Source) -> None:
         """Audio was taken from the source."""
         self.n_taken += n_samples
-        self.worst_backlog_s = max(self.worst_backlog_s, backlog_s)
-        self.n_overruns = n_overruns
+        self.worst_backlog_s = max(self.worst_backlog_s, source.backlog_s())
+        self.n_overruns, self.n_underruns = source.overruns, source.underruns
 
     def take_reading(self, reading: Reading, seconds: float) -> None:
         """An utterance was read, in part or to its end."""
@@ -67,7 +69,7 @@ class Summary:
 
     def take_delays(self, what: str, seconds: Iterable[float]) -> None:
         """Delays of one kind; what comes faster than it was spoken, as from a pipe, has none."""
-        self.delays[what].found += [max(0.0, s) for s in seconds]
+        self.delays[what].found.extend(max(0.0, s) for s in seconds)
 
     def take_final(self, n_samples: int, text: str, n_overruled: int) -> None:
         """An utterance is closed."""
@@ -91,6 +93,7 @@ class Summary:
             "loops_cut": self.n_loops,
             "dropped_samples": self.n_taken - self.n_covered,
             "overruns": self.n_overruns,
+            "underruns": self.n_underruns,
             "delays": {what: delays.to_object() for what, delays in self.delays.items()},
             "worst_backlog": round(self.worst_backlog_s, 3),
             "readings": self.n_readings,
@@ -101,16 +104,20 @@ class Summary:
             "draft_n_accepted": self.draft_n_accepted,
         }
 
-    def lines(self) -> Sequence[str]:
-        """For people."""
+    def lines(self, *, paced: bool = True) -> Sequence[str]:
+        """For people. Delays mean nothing where audio did not come at its own pace."""
         seconds = self.n_taken / self.sample_rate
         found = [
-            f"{seconds:.1f} s heard, {self.n_utterances} utterances, {self.n_words} words"
-            + (f", {self.n_overruns} overruns: the device lost input" if self.n_overruns else ""),
-            "delay: "
-            + ", ".join(f"{what.replace('_', ' ')} {delays}" for what, delays in self.delays.items())
-            + f"; worst backlog {self.worst_backlog_s:.1f} s",
+            f"{seconds:.1f} s heard, {_count(self.n_utterances, 'utterance')}, {_count(self.n_words, 'word')}"
+            + (f", {self.n_overruns} overruns: the device lost input" if self.n_overruns else "")
+            + (f", {self.n_underruns} underruns: it gave silence instead" if self.n_underruns else ""),
         ]
+        if paced:
+            found.append(
+                "delay: "
+                + ", ".join(f"{what.replace('_', ' ')} {delays}" for what, delays in self.delays.items())
+                + f"; worst backlog {self.worst_backlog_s:.1f} s"
+            )
         if self.n_readings and seconds:
             found.append(
                 f"{self.n_readings} readings in {self.reading_s:.1f} s "
@@ -118,3 +125,7 @@ class Summary:
                 f"{self.draft_n_accepted} of {self.draft_n} drafted tokens held"
             )
         return found
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -27,6 +27,7 @@ _TICK_S = 1 / 8
 _BAR_CELLS = 12
 _QUIETEST_DBFS = -60.0  # the left end of the meter; the right end is full scale
 _BEHIND_S = 1.0  # a backlog up to this is the rhythm of reading, not a delay
+_NARROWEST = 4  # columns: the region needs some
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -40,6 +41,10 @@ class Meter(Protocol):
     @property
     def overruns(self) -> int:
         """How often the device lost input."""
+
+    @property
+    def underruns(self) -> int:
+        """How often it had none to give."""
 
 
 class Pace(Protocol):
@@ -109,6 +114,8 @@ def status(meter: Meter, pace: Pace, first_step_s: float, *, ascii_only: bool = 
         parts.append(f"step {step:.1f} s")
     if meter.overruns:
         parts.append(f"{meter.overruns} overruns")
+    if meter.underruns:
+        parts.append(f"{meter.underruns} underruns")
     return "  ".join(parts)
 
 
@@ -142,12 +149,17 @@ class Region:
 
         Args:
             running: wrapped; where it is taller than the terminal its end is shown.
-            status_line: cut at the terminal's width.
+            status_line: cut at the terminal's width. A terminal of next to none shows neither.
             above: left to the terminal to wrap, so that it copies as one line and follows a new width.
         """
         from rich.text import Text
 
         width, height = self._size()
+        if width < _NARROWEST:
+            self.clear()
+            if above is not None:
+                self._write(self._ansi(above) + "\n")
+            return
         lines = list(running.wrap(self._console, width - 1)) if running.plain else []
         last = Text(status_line)
         last.truncate(width - 1)

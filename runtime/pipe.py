@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from . import audio
+from . import audio, mpeg
 from .clock import Clock
 from .errors import InputError
 from .parts import Float32
@@ -62,14 +62,14 @@ class Piped:
         name: what messages call it; None: the stream's own name.
 
     Raises:
-        InputError: something else comes, or a header that ends early or lies. Waits for the header.
+        InputError: nothing or something else comes, or a header that ends early or lies. It is waited for.
     """
 
-    overruns = 0
+    overruns = underruns = 0
 
     def __init__(self, file: BinaryIO, clock: Clock, *, name: str | None = None) -> None:
         own = getattr(file, "name", "pipe") if name is None else name
-        own = own if isinstance(own, str) else "pipe"  # of a bare descriptor it is a number
+        own = "<stdin>" if own == 0 else own if isinstance(own, str) else "pipe"  # of a descriptor: a number
         self.name = "standard input" if own == "<stdin>" else own
         if file.isatty():
             raise InputError(f"{self.name}: is a terminal, {_WANTED}")
@@ -270,6 +270,8 @@ class _Inbox:
 def _header(inbox: _Inbox, name: str) -> _Pcm:
     """Read up to the first byte of sound."""
     start = inbox.peek(12)
+    if not start and not inbox.failed:
+        raise InputError(f"{name}: is empty, {_WANTED}")
     if start.startswith(b"RIFF") and start[8:] == b"WAVE":
         inbox.take(12, 12)
         return _wav_header(inbox, name)
@@ -278,6 +280,7 @@ def _header(inbox: _Inbox, name: str) -> _Pcm:
         found = "MP4"
     if start.startswith(b"RIFF"):
         found = "RIFF without sound" if len(start) == 12 else "a WAV that ends within its header"
+    found = found or mpeg.format_of(inbox.peek)
     if found is not None:
         raise InputError(f"{name}: is {found}, {_WANTED}")
     return _Pcm(audio.SAMPLE_RATE, 1, 2, None)

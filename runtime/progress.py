@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
+_FIGURES_CELLS = 46  # of the widest figures with a short bar: what is being done gets the rest
+
 
 class _Bar:
     """One line that comes and goes. Shows nothing where stderr is not a terminal."""
@@ -49,12 +51,14 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)
+        room = max(1, console.width - _FIGURES_CELLS)
         self._progress = Progress(
-            TextColumn("{task.description:<32}", markup=False),
+            TextColumn(f"{{task.description:<{min(room, 32)}.{room}}}", markup=False),
             BarColumn(),
             *columns,
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
             redirect_stdout=False,  # it would send stdout to stderr, a pipe's too
             speed_estimate_period=window_s,

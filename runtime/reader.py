@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -10,13 +12,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .engine import CompleteOptions, Model
+from .errors import InputError
 from .growing_speech import GrowingSpeech
 from .parts import Media, Message
 from .repetition import loop_start
 from .speech_task import SEPARATOR, Task
 
-_TOKENS_PER_S = 12.5  # as many as the encoder gives rows; people speak 3 or 4 a second, fast ones 8
+_ROWS_PER_S = 12.5  # of the speech encoder
+_TOKENS_PER_S = 12.5  # written at most; people speak 3 or 4 a second, fast ones 8
 _TOKENS_MORE = 32
+_MARKUP_TOKENS = 8  # around the instruction, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,22 @@ class Reader:
         self._model, self._task, self._options = model, task, options
         self._control_ids = frozenset(model.tokenizer.control_tokens.values())
 
+    def check(self, longest_s: float) -> None:
+        """Whether utterances of up to `longest_s` seconds can be read: better found out before one is spoken.
+
+        Raises:
+            InputError: the model cannot listen, or its context is too small.
+        """
+        if "speech" not in self._model.bundle.encoders:
+            raise InputError(f"{self._model.bundle.name} has no speech encoder: it cannot listen")
+        rows = math.ceil(_ROWS_PER_S * longest_s)
+        words = len(self._model.tokenizer.encode_text(self._task.text)) + _MARKUP_TOKENS
+        needed, limit = rows + words + self._most_tokens(longest_s), self._model.context_limit
+        if limit < needed:
+            raise InputError(
+                f"the context holds {limit} tokens, an utterance of {longest_s:g} s needs {needed} (see -c)"
+            )
+
     def read(
         self, speech: GrowingSpeech, *, draft: Sequence[int] = (), n_forced: int = 0, final: bool = True
     ) -> Reading:
@@ -66,13 +87,10 @@ class Reader:
             InputError: the model cannot listen, or the window is shorter than one frame.
         """
         started = time.perf_counter()
-        seconds = len(speech.window) / speech.sample_rate
-        most = int(_TOKENS_MORE + _TOKENS_PER_S * seconds) * (
-            3 if self._task.both else 2 if self._task.translate else 1
-        )
+        most = self._most_tokens(len(speech.window) / speech.sample_rate)
         options: CompleteOptions = {
             **self._options,
-            "max_tokens": min(self._options.get("max_tokens") or most, most),
+            "max_tokens": max(min(self._options.get("max_tokens") or most, most), n_forced + 1),
             "draft": draft,
             "n_forced": n_forced,
             "logprobs": True,
@@ -84,19 +102,19 @@ class Reader:
         )
         loop: int | None = None
         for _ in answer:
-            loop = loop_start(answer.token_ids)
-            if loop is not None and loop >= n_forced:
+            if len(answer.token_ids) > n_forced and (loop := loop_start(answer.token_ids)) is not None:
                 answer.close()
                 break
         reply = answer.reply
-        written = reply.token_ids if loop is None else reply.token_ids[:loop]
-        text_ids = self._transcript(written)
-        rest = self.text_of(written[len(text_ids) :])
+        # What is settled stays, even where the loop begins in it.
+        written = reply.token_ids if loop is None else reply.token_ids[: max(loop, n_forced)]
+        text_ids = self._transcript(written, n_forced)
+        _, separator, translation = self.text_of(written[len(text_ids) :]).partition(SEPARATOR)
         return Reading(
             token_ids=text_ids,
             logprobs=reply.logprobs[: len(text_ids)],
             text=self.text_of(text_ids),
-            translation=rest.partition(SEPARATOR)[2].strip() if self._task.both and final else None,
+            translation=translation.strip() if separator and self._task.both and final else None,
             finish="loop" if loop is not None else "length" if reply.finish_reason == "length" else "stop",
             is_final=final or not self._task.both,
             n_samples=len(speech.window),
@@ -124,12 +142,18 @@ class Reader:
             bool(first) and unicodedata.category(first) == "Lo" and unicodedata.east_asian_width(first) == "W"
         )
 
-    def _transcript(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The ids up to the first control token or separator."""
+    def _most_tokens(self, seconds: float) -> int:
+        """Of one reading of so much audio."""
+        texts = 3 if self._task.both else 2 if self._task.translate else 1  # a translation may be longer
+        return int(_TOKENS_MORE + _TOKENS_PER_S * seconds) * texts
+
+    def _transcript(self, token_ids: Sequence[int], n_forced: int) -> tuple[int, ...]:
+        """The ids up to the first control token or separator, those that are settled at least."""
         end = next((i for i, token in enumerate(token_ids) if token in self._control_ids), len(token_ids))
         if self._task.both:
-            decode = self._model.tokenizer.decode
-            before = decode(token_ids[:end]).partition(SEPARATOR)[0].rstrip()
-            while len(decode(token_ids[:end]).rstrip()) > len(before):
-                end -= 1
-        return tuple(token_ids[:end])
+            pieces = [self._model.tokenizer.token_bytes(token) for token in token_ids[:end]]
+            before, separator, _ = b"".join(pieces).partition(SEPARATOR.encode())
+            if separator:
+                ends = itertools.accumulate(len(piece) for piece in pieces)
+                end = sum(at <= len(before.rstrip()) for at in ends)
+        return tuple(token_ids[: max(end, n_forced)])

@@ -221,8 +221,9 @@ class Repl:
         self._attach([Media("image", camera(), "camera")])
 
     def _mic(self, text: str) -> None:
-        from .spoken_turn import open_microphone, record_turn  # the readers of sound load when asked for
+        from .spoken_turn import check_can_hear, open_microphone, record_turn  # loaded when asked for
 
+        check_can_hear(self._model.bundle)
         opened = self._settings.microphone or open_microphone
         try:
             heard = record_turn(opened(), self._settings.turn_rules, self._terminal.say)
@@ -232,7 +233,12 @@ class Repl:
         if heard is None:
             self._terminal.say("(nothing was said)")
             return
-        self._send(text, Media("audio", heard, "microphone"))
+        spoken = Media("audio", heard, "microphone")
+        try:
+            self._send(text, spoken)
+        except PocketPhiError:
+            self._attach([spoken])  # nobody has to say it again
+            raise
 
     def _reset(self) -> None:
         self._turns, self._waiting = [], []

@@ -128,7 +128,15 @@ class SelfTest:
 
     def figures(self) -> dict[str, Any]:
         """The summary, the word error rate, and the same samples transcribed as a file for comparison."""
-        sound = audio.Sound("selftest", _RATE, self._session.blocks())
+        played = 0
+
+        def counted() -> Iterator[Float32]:
+            nonlocal played
+            for block in self._session.blocks():
+                played += len(block)
+                yield block
+
+        sound = audio.Sound("selftest", _RATE, counted())
         offline = [s.text for s in transcribe(self._reader, sound, self._options.rules)]
         wanted = words(" ".join(self._session.references()))
 
@@ -137,6 +145,7 @@ class SelfTest:
 
         different = sum(a != b for a, b in zip(self._finals, offline, strict=False))
         return self.listener.summary.to_object() | {
+            "dropped_samples": played - self.listener.summary.n_covered,  # of all that was played
             "clips": len(self._session.references()),
             "wer": wer(self._finals),
             "offline_wer": wer(offline),

@@ -40,7 +40,8 @@ class Session:
         self._note = note
         self._spans: list[Span] = []  # the sequence as it was given, for reading it again
         self._marks: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # one number a token, equal iff equal
-        self._keys: dict[str, int] = {}
+        self._keys: dict[str, int] = {}  # of the spans in the sequence
+        self._n_keys = 0  # there have been
         self._open = False
 
     @property
@@ -115,6 +116,8 @@ class Session:
         self._marks, self._spans = marks[:kept], []
         logits = self._feed(spans, marks, kept, 1 + total - prompt)
         self._spans = spans
+        used = {span.key for span in spans if isinstance(span, EmbedSpan)}
+        self._keys = {key: number for key, number in self._keys.items() if key in used}
         return logits, kept
 
     def step(self, token_id: int) -> Float32:
@@ -227,7 +230,10 @@ class Session:
         parts = [np.zeros(0, np.int64)]
         for span in spans:
             if isinstance(span, EmbedSpan):
-                number = self._keys.setdefault(span.key, len(self._keys))
+                if span.key not in self._keys:
+                    self._keys[span.key] = self._n_keys
+                    self._n_keys += 1
+                number = self._keys[span.key]
                 parts.append(-(number * _ROWS_PER_KEY + np.arange(1, len(span) + 1, dtype=np.int64)))
             else:
                 parts.append(span.ids.astype(np.int64))

@@ -7,21 +7,25 @@ yet is its backlog.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from . import audio
 from .clock import Clock
 from .errors import InputError, OutputError
-from .files import reason_of
+from .growing_file import GrowingFile, not_written
 from .parts import Float32
 
+_log = logging.getLogger(__name__)
 BLOCK_S = 0.1
 _FLOAT = 3  # WAV's tag for IEEE floating point
 _MOST_BYTES = (1 << 32) - 256  # of sound: a WAV's sizes have 32 bits
@@ -55,6 +59,10 @@ class Source(Protocol):
     def overruns(self) -> int:
         """How often the device reported that it lost input."""
 
+    @property
+    def underruns(self) -> int:
+        """How often it gave silence in place of input that had not come."""
+
     def backlog_s(self) -> float:
         """Seconds captured that `blocks` has not given out yet."""
 
@@ -83,7 +91,7 @@ class Paced:
             what has been read ahead, and is positive until the last block. `stop` then ends at once.
     """
 
-    overruns = 0
+    overruns = underruns = 0
 
     def __init__(self, sound: audio.Sound, clock: Clock, *, pace: bool = True) -> None:
         self.name, self.sample_rate = sound.name, sound.sample_rate
@@ -175,14 +183,52 @@ class Paced:
         self.close()
 
 
+def check_recording(path: Path, heard: Path | None = None) -> None:
+    """Whether a recording can be written to `path`; nothing is opened.
+
+    Args:
+        path: missing, or a regular file, which a recording replaces. A link is refused, whatever it names.
+        heard: the file that is listened to.
+
+    Raises:
+        InputError: `path` is the file that is listened to.
+        OutputError: it is something else than a regular file, or its folder takes no files.
+    """
+    with _writing(path):
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: {path.parent} is not a folder")
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise OutputError(f"{path}: cannot be written: is not a regular file")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: cannot be written: no file can be made in {path.parent}")
+        for one in (path, _part(path)):
+            if heard is not None and heard.exists() and one.exists() and one.samefile(heard):
+                raise InputError(f"{one}: is the file that is listened to, expected another")
+
+
+def _part(path: Path) -> Path:
+    """What is written until the recording is whole."""
+    return path.with_name(f"{path.name}.part")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as exc:  # ValueError: a zero byte in the path
+        raise not_written(path, exc) from None
+
+
 def recorded(source: Source, path: Path) -> Source:
     """The same source; every block it gives out is written too, as mono 32-bit floating-point WAV.
 
     The file appears when the source is closed; until then it is `path` with `.part` after it, which can be
-    read up to its last block whatever happens.
+    read up to its last block whatever happens. When it cannot be written any longer, the source goes on all
+    the same, the part stays, and `close` says so.
 
     Raises:
-        OutputError: `path` cannot be written; from `blocks` and `close`, that it could be no longer.
+        InUseError: another process writes it.
+        OutputError: `path` cannot be written; from `close`, that it could be no longer.
     """
     return _Recorded(source, path)
 
@@ -193,22 +239,16 @@ class _Recorded:
     def __init__(self, source: Source, path: Path) -> None:
         self.name, self.sample_rate = source.name, source.sample_rate
         self._source, self._path = source, path
-        self._part = path.with_name(f"{path.name}.part")
+        check_recording(path)
         self._bytes = 0  # of sound
-        self._file: BinaryIO | None = None
-        if path.is_dir():
-            raise OutputError(f"{path}: cannot be written: is a directory")
-        with self._written():
-            self._file = self._part.open("wb")
-            self._file.write(self._header(streamed=True))
-        self._blocks = self._kept()
-
-    @contextmanager
-    def _written(self) -> Iterator[None]:
+        self._failed: OutputError | None = None
+        self._file: GrowingFile | None = GrowingFile(_part(path))
         try:
-            yield
-        except (OSError, ValueError) as exc:  # ValueError: a zero byte in the path
-            raise OutputError(f"{self._path}: cannot be written: {reason_of(exc)}") from None
+            self._file.append(self._header(streamed=True))
+        except OutputError:
+            self._file.close()
+            raise
+        self._blocks = self._kept()
 
     def _header(self, *, streamed: bool) -> bytes:
         """Of a WAV; `streamed` says that its end is not known."""
@@ -225,15 +265,19 @@ class _Recorded:
 
     def _kept(self) -> Iterator[Float32]:
         for block in self._source.blocks:
-            raw = block.astype("<f4").tobytes()
-            if self._bytes + len(raw) > _MOST_BYTES:
-                raise OutputError(f"{self._path}: is full: a WAV file holds {_MOST_BYTES:,} bytes")
-            if self._file is not None:
-                with self._written():
-                    self._file.write(raw)
-                    self._file.flush()
-                self._bytes += len(raw)
+            if self._file is not None and self._failed is None:
+                try:
+                    self._keep(self._file, block.astype("<f4").tobytes())
+                except OutputError as exc:
+                    self._failed = exc
+                    _log.warning("%s; listening goes on without it", exc)
             yield block
+
+    def _keep(self, file: GrowingFile, raw: bytes) -> None:
+        if self._bytes + len(raw) > _MOST_BYTES:
+            raise OutputError(f"{file.path}: is full: a WAV file holds {_MOST_BYTES:,} bytes")
+        file.append(raw)
+        self._bytes += len(raw)
 
     @property
     def started(self) -> float:
@@ -250,6 +294,11 @@ class _Recorded:
         """See `Source.overruns`."""
         return self._source.overruns
 
+    @property
+    def underruns(self) -> int:
+        """See `Source.underruns`."""
+        return self._source.underruns
+
     def backlog_s(self) -> float:
         """See `Source.backlog_s`."""
         return self._source.backlog_s()
@@ -265,11 +314,17 @@ class _Recorded:
             self._source.close()
         finally:
             if file is not None:
-                with self._written():
-                    with file:
-                        file.seek(0)
-                        file.write(self._header(streamed=False))
-                    self._part.replace(self._path)
+                self._finish(file)
+
+    def _finish(self, file: GrowingFile) -> None:
+        try:
+            file.rewrite(self._header(streamed=False))
+            if self._failed is not None:
+                kept_s = self._bytes / (4 * self.sample_rate)
+                raise OutputError(f"{self._failed}; it holds the first {kept_s:.1f} s")
+            file.rename(self._path)
+        finally:
+            file.close()
 
     def __enter__(self) -> _Recorded:
         return self

@@ -35,6 +35,7 @@ def transcribe(
     Raises:
         InputError: the model cannot listen, or the recording turns out to be damaged.
     """
+    reader.check(rules.max_s)
     rate = sound.sample_rate
     for piece in _pieces(sound, Segmenter(rate, rules)):
         t0, t1 = piece.start / rate, piece.stop / rate

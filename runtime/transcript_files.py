@@ -3,9 +3,10 @@
 
     talk.srt.part       every segment so far; renamed to talk.srt, which it replaces, when all is done
     talk.part.jsonl     the journal: what the job is, then a line for each segment; removed when all is done
+    .talk.done          the record: what the job was that is done, and in which formats
 
-Each segment is handed to the system before the next one is read: a killed process loses none. A power cut
-may lose the last ones, since nothing waits for the disk before the end.
+One process writes them at a time. Each segment is handed to the system before the next one is read: a killed
+process loses none. A power cut may lose the last ones, since nothing waits for the disk before the end.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError, OutputError
-from .files import check_file, reason_of, write_text
+from .files import check_file, read_text, reason_of, write_text
+from .growing_file import GrowingFile, check_free, not_written
 from .transcript import TRANSCRIPT_FORMATS, Segment, TranscriptFormat, TranscriptWriter, write
 
 JOURNAL_FORMAT = "pocketphi transcript journal"
 JOURNAL_VERSION = 1
+RECORD_FORMAT = "pocketphi transcript record"
 _JOURNAL_MAX_BYTES = 64 << 20  # a day of fast speech is under 5 MB
 _LINE_MAX_BYTES = 1 << 20
 _MOST_S = 1e9  # of a time in a journal; 30 years
@@ -55,14 +57,16 @@ class TranscriptFiles:
 
         Raises:
             InputError: the journal that is there is of another job, or damaged.
+            InUseError: another process writes them.
             OutputError: a part cannot be written.
         """
         self.segments: list[Segment] = []  # done so far; at first, those of the journal
         self.resumed = False  # a journal was there
         self._folder, self._stem, self._formats = folder, stem, tuple(formats)
         self._journal_path = folder / f"{stem}.part.jsonl"
-        self._parts: dict[TranscriptFormat, tuple[_Part, TranscriptWriter]] = {}
-        self._journal: _Part | None = None
+        self._parts: dict[TranscriptFormat, tuple[GrowingFile, TranscriptWriter]] = {}
+        self._journal: GrowingFile | None = None
+        self._head = journal
         try:
             self._open(journal, resume)
         except BaseException:
@@ -106,17 +110,25 @@ class TranscriptFiles:
         for part, writer in self._parts.values():
             part.append(writer.end())
             part.sync()
-        self.close()
         if "json" in self._formats:
             write_text(self._final("json"), write(self.segments, "json"))
         for file_format, (part, _) in self._parts.items():
             part.rename(self._final(file_format))
-        stale = [f"{one}.part" for one in TRANSCRIPT_FORMATS if self.resumed and one not in self._formats]
-        for path in (*(self._folder / f"{self._stem}.{ending}" for ending in stale), self._journal_path):
+        gone = [
+            self._folder / f"{self._stem}.{one}.part"
+            for one in TRANSCRIPT_FORMATS
+            if self.resumed and one not in self._formats
+        ]
+        if self._journal is not None:  # one of somebody else's stays
+            if self._head is not None:
+                self._record(self._head)
+            self._journal.close()
+            gone.append(self._journal_path)
+        for path in gone:
             try:
                 path.unlink(missing_ok=True)
             except OSError as exc:
-                raise _not_written(path, exc) from None
+                raise not_written(path, exc) from None
 
     def close(self) -> None:
         """Let go of the files. Safe to call twice."""
@@ -128,86 +140,56 @@ class TranscriptFiles:
     def _final(self, file_format: TranscriptFormat) -> Path:
         return self._folder / f"{self._stem}.{file_format}"
 
+    def _record(self, job: Mapping[str, Any]) -> None:
+        """Write down what is done, after what was done before of the same job."""
+        try:
+            done = _recorded(self._folder, self._stem, job)
+        except InputError:  # of another job, or not ours: its files are not of this job
+            done = set()
+        formats = sorted(done | set(self._formats))
+        text = _line({"format": RECORD_FORMAT, "version": JOURNAL_VERSION, "formats": formats, **job})
+        write_text(_record_path(self._folder, self._stem), text)
+
     def _open(self, journal: Mapping[str, Any] | None, resume: bool) -> None:
-        head = {"format": JOURNAL_FORMAT, "version": JOURNAL_VERSION, **(journal or {})}
+        head = _head(journal)
         found = _read_journal(self._journal_path, head) if resume else None
         if found is not None:
             self.resumed, (self.segments, size) = True, found
-            self._journal = _Part(self._journal_path, keep=size)
+            self._journal = GrowingFile(self._journal_path, keep=size)
         elif journal is not None or "json" in self._formats:
-            self._journal = _Part(self._journal_path)
+            self._journal = GrowingFile(self._journal_path)
             self._journal.append(_line(head))
         for file_format in self._formats:
             if file_format == "json":
                 continue
-            part, writer = (
-                _Part(self._folder / f"{self._stem}.{file_format}.part"),
-                TranscriptWriter(file_format),
-            )
+            part = GrowingFile(self._folder / f"{self._stem}.{file_format}.part")
+            writer = TranscriptWriter(file_format)
             self._parts[file_format] = part, writer
             part.append("".join([writer.begin(), *map(writer.add, self.segments)]))
 
 
-class _Part:
-    """A file that only grows; what was appended is with the system when `append` returns."""
-
-    def __init__(self, path: Path, *, keep: int | None = None) -> None:
-        """`keep`: go on after this many bytes of what is there; None: a new file."""
-        self.path = path
-        self._file: FileIO
-        self._run(lambda: self._new() if keep is None else self._old(keep))
-
-    def _new(self) -> None:
-        self.path.unlink(missing_ok=True)  # not followed if it is a link, not waited for if it is a pipe
-        self._file = FileIO(self.path, "xb")
-        self._size = 0
-
-    def _old(self, keep: int) -> None:
-        self._file = FileIO(self.path, "r+b")
-        self._file.truncate(keep)
-        self._file.seek(keep)
-        self._size = keep
-
-    def append(self, text: str) -> None:
-        """Write all of it, or leave the file as it was."""
-        self._run(lambda: self._write(text.encode("utf-8")))
-
-    def sync(self) -> None:
-        """Wait for the disk."""
-        self._run(lambda: os.fsync(self._file.fileno()))
-
-    def close(self) -> None:
-        """Safe to call twice."""
-        self._file.close()
-
-    def rename(self, path: Path) -> None:
-        """Put it where `path` is; both are in one folder."""
-        try:
-            self.path.replace(path)
-        except OSError as exc:
-            raise _not_written(path, exc) from None
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError:
-            self._file.truncate(self._size)  # half a cue is none
-            self._file.seek(self._size)
-            raise
-        self._size += len(data)
-
-    def _run(self, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except (OSError, ValueError) as exc:
-            raise _not_written(self.path, exc) from None
+def _head(job: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The first line of a journal."""
+    return {"format": JOURNAL_FORMAT, "version": JOURNAL_VERSION, **(job or {})}
 
 
-def _not_written(path: Path, exc: OSError | ValueError) -> OutputError:
-    reason = "the text is not Unicode" if isinstance(exc, UnicodeEncodeError) else reason_of(exc)
-    return OutputError(f"{str(path)[:200]!r}: cannot be written: {reason}")
+def _record_path(folder: Path, stem: str) -> Path:
+    return folder / f".{stem}.done"
+
+
+def _recorded(folder: Path, stem: str, job: Mapping[str, Any]) -> set[str]:
+    """The formats in which this very job is done.
+
+    Raises:
+        InputError: another job is done, or the record is not ours.
+    """
+    path = _record_path(folder, stem)
+    if not os.path.lexists(path):
+        return set()
+    found = _object(read_text(path, max_bytes=_LINE_MAX_BYTES).encode("utf-8"), str(path))
+    formats = found.pop("formats", None)
+    _check_head(found, {"format": RECORD_FORMAT, "version": JOURNAL_VERSION, **job}, path)
+    return {one for one in formats if isinstance(one, str)} if isinstance(formats, list) else set()
 
 
 def _line(value: Mapping[str, Any]) -> str:
@@ -313,12 +295,54 @@ def source_of(path: Path) -> dict[str, Any]:
     return {"source": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
-def is_finished(folder: Path, stem: str, formats: Sequence[TranscriptFormat], source: Path) -> bool:
-    """Whether all final files are there, newer than the recording, and no job is under way."""
+def is_finished(folder: Path, stem: str, formats: Sequence[TranscriptFormat], job: Mapping[str, Any]) -> bool:
+    """Whether this very job is done: all final files are there, and none is under way.
+
+    Raises:
+        InputError: the final files are there, and of another job; names the first thing that differs.
+    """
     try:
-        since = source.stat().st_mtime_ns
-        return not (folder / f"{stem}.part.jsonl").exists() and all(
-            (folder / f"{stem}.{one}").stat().st_mtime_ns >= since for one in formats
-        )
+        if os.path.lexists(folder / f"{stem}.part.jsonl"):
+            return False
+        if not all((folder / f"{stem}.{one}").is_file() for one in formats):
+            return False
     except (OSError, ValueError):
         return False
+    return set(formats) <= _recorded(folder, stem, job)
+
+
+def interrupted_s(folder: Path, stem: str, job: Mapping[str, Any]) -> float | None:
+    """Up to where a journal that is there has come; None: beginning anew loses nothing.
+
+    Raises:
+        InputError: it is of another job than `job`, or damaged.
+        InUseError: another process writes it.
+        OutputError: it can be read and not written.
+    """
+    path = folder / f"{stem}.part.jsonl"
+    try:
+        check_free(path)
+    except (OSError, ValueError) as exc:
+        raise not_written(path, exc) from None
+    found = _read_journal(path, _head(job)) if path.is_file() else None
+    return found[0][-1].t1 if found is not None and found[0] else None
+
+
+def check_places(folder: Path, stem: str, formats: Sequence[TranscriptFormat]) -> None:
+    """Find out before any work that transcripts cannot be written.
+
+    Raises:
+        InUseError: another process writes them.
+        OutputError: the folder takes no files, or one of them is a folder.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{str(folder)[:200]!r}: no file can be made in it")
+    for one in formats:
+        final = folder / f"{stem}.{one}"
+        if final.is_dir():
+            raise OutputError(f"{str(final)[:200]!r}: cannot be written: is a directory")
+        part = folder / (f"{stem}.part.jsonl" if one == "json" else f"{stem}.{one}.part")
+        try:
+            check_free(part)
+        except (OSError, ValueError) as exc:
+            raise not_written(part, exc) from None

@@ -45,7 +45,9 @@ def failed(env: dict[str, str], *args: str | Path, stdin: bytes = b"") -> tuple[
 
 def test_help_imports_nothing_heavy() -> None:
     """What makes --help slow is what it imports: Typer, and none of the libraries behind the commands."""
-    script = "import sys; import pocketphi.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    script = (
+        "import sys; import pocketphi.cli.program; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    )
     loaded = set(subprocess.check_output([sys.executable, "-c", script], text=True).split())
     assert "typer" in loaded
     assert (
@@ -183,7 +185,7 @@ def test_transcript_files(env: dict[str, str], tmp_path: Path) -> None:
         tmp_path,
     )
     assert (code, out) == (0, "")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".ast-000.flac.done"] + [
         f"ast-000.flac.{f}" for f in ("json", "jsonl", "srt", "txt", "vtt")
     ]
     (segment,) = json.loads((tmp_path / "ast-000.flac.json").read_text("utf-8"))["segments"]
@@ -260,9 +262,16 @@ def test_ctrl_c_in_a_transcript_and_going_on(env: dict[str, str], tmp_path: Path
         "talk.wav.txt.part",
     ]
 
-    code, line = failed(env, *job, "--resume", "--pause", "0.6")
+    begun = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    for other in (["--resume", "--pause", "0.6"], ["--pause", "0.6"]):
+        code, line = failed(env, *job, *other)
+        assert code == 2
+        assert "'pause_s' is 0.7, expected 0.6; --restart begins anew" in line
+    code, line = failed(env, *job)
     assert code == 2
-    assert "'pause_s' is 0.7, expected 0.6" in line
+    assert "was interrupted after 0:" in line
+    assert "--resume goes on, --restart begins anew" in line
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == begun
 
     code, out, err = call(env, *job, "--resume")
     assert (code, out) == (0, "")
@@ -270,7 +279,7 @@ def test_ctrl_c_in_a_transcript_and_going_on(env: dict[str, str], tmp_path: Path
     whole = call(env, *job[:2], "-o", tmp_path / "whole", *job[4:])
     assert whole == (0, "", "")
     names = sorted(p.name for p in (tmp_path / "whole").iterdir())
-    assert names == ["talk.wav.json", "talk.wav.srt", "talk.wav.txt"]
+    assert names == [".talk.wav.done", "talk.wav.json", "talk.wav.srt", "talk.wav.txt"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -281,6 +290,73 @@ def test_ctrl_c_in_a_transcript_and_going_on(env: dict[str, str], tmp_path: Path
     assert (code, out) == (0, "")
     assert "left as they are" in err
     assert (tmp_path / "out" / "talk.wav.txt").stat().st_mtime_ns == before
+    code, line = failed(env, *job, "--resume", "--prompt", "Zürich")
+    assert code == 2
+    assert "'instruction' is" in line
+    assert (tmp_path / "out" / "talk.wav.txt").stat().st_mtime_ns == before
+    assert call(env, *job, "--restart", "--prompt", "Zürich")[0] == 0
+    assert (tmp_path / "out" / "talk.wav.txt").stat().st_mtime_ns > before
+
+
+def test_restart_throws_an_interrupted_run_away(env: dict[str, str], tmp_path: Path) -> None:
+    clip = EVAL / "audio" / "asr-000.flac"
+    job = ["transcribe", clip, "-o", tmp_path]
+    assert call(env, *job)[0] == 0
+    head = (tmp_path / f".{clip.name}.done").read_text("utf-8").replace("record", "journal")
+    journal = json.loads(head)
+    del journal["formats"]
+    wrong = {"t0": 0.0, "t1": 9.0, "text": "Nobody said this.", "translation": None}
+    (tmp_path / f"{clip.name}.part.jsonl").write_text(
+        f"{json.dumps(journal)}\n{json.dumps(wrong)}\n", "utf-8"
+    )
+    assert "was interrupted after 0:09" in failed(env, *job)[1]
+    assert call(env, *job, "--restart") == (0, "", "")
+    assert (tmp_path / f"{clip.name}.txt").read_text("utf-8").startswith("How many legs")
+
+
+def test_sigterm_in_a_transcript_is_as_ctrl_c(env: dict[str, str], tmp_path: Path) -> None:
+    """To files it says how to go on; on stdout the JSON is whole."""
+    talk = recording(tmp_path / "talk.wav", 12)
+    part = tmp_path / "out" / "talk.wav.txt.part"
+    job = [*CALL, "transcribe", str(talk), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(job, stderr=subprocess.PIPE, env=env) as process:
+        while not part.exists() or not part.read_bytes():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        err = process.communicate(timeout=60)[1].decode("utf-8")
+    assert process.returncode == 143
+    assert err.count("\n") == 1
+    assert "--resume goes on from there" in err
+
+    with subprocess.Popen(
+        [*CALL, "transcribe", "-", "--json"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write((talk.read_bytes()[44:] * 3)[: 5 << 19])  # read 1 MiB at a time: two are, by now
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        out, err_bytes = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert set(json.loads(out)) == {"text", "segments"}
+    assert b"--resume" not in err_bytes
+
+
+def test_one_bad_file_does_not_keep_the_others(env: dict[str, str], tmp_path: Path) -> None:
+    clips = [EVAL / "audio" / f"asr-00{i}.flac" for i in (0, 1)]
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    files = [clips[0], tmp_path / "bad.wav", tmp_path / "gone.wav", clips[1]]
+    said = "How many legs does a rooster have?\nThe small woman works in the garden.\n"
+    code, out, err = call(env, "transcribe", *files)
+    assert (code, out) == (2, said)
+    assert [line.startswith("error: ") for line in err.splitlines()] == [True, True]
+    assert "bad.wav" in err.splitlines()[0]
+    assert "gone.wav" in err.splitlines()[1]
+    (tmp_path / "out" / "asr-000.flac.txt").mkdir(parents=True)
+    code, out, err = call(env, "transcribe", *clips, "/nowhere.wav", "-o", tmp_path / "out")
+    assert (code, out, err.count("error: ")) == (6, "", 2), "the code of the first error"
+    assert (tmp_path / "out" / "asr-001.flac.txt").is_file()
 
 
 def test_ctrl_c_leaves_a_whole_transcript_on_stdout(env: dict[str, str], tmp_path: Path) -> None:
@@ -301,6 +377,7 @@ def test_ctrl_c_leaves_a_whole_transcript_on_stdout(env: dict[str, str], tmp_pat
     assert (head + out).endswith(b"\n")
     assert err.count(b"\n") == 1
     assert err.startswith(b"standard input: interrupted")
+    assert b"--resume" not in err, "a pipe cannot be read again"
 
 
 def test_silence_is_no_text(env: dict[str, str], tmp_path: Path) -> None:
@@ -365,7 +442,15 @@ USAGE = [
     (["transcribe", "x", "--resume"], "-o"),
     (["transcribe", "-", "--resume", "-o", "/dev/null/y"], "standard input"),
     (["transcribe", "x", "y", "--format", "jsonl"], "2 files"),
-    (["transcribe", "x", "--pause", "nan"], "pause"),
+    (["transcribe", "x", "--pause", "nan"], "--pause is nan s"),
+    (["transcribe", "-", "-"], "- is given twice"),
+    (["transcribe", "x", "-o", ""], "is empty"),
+    (["transcribe", "x", "--format", ""], "format ''"),
+    (["transcribe", "x", "--restart"], "--restart"),
+    (["transcribe", "x", "--resume", "--restart", "-o", "/dev/null/y"], "expected one"),
+    (["transcribe", "x", "--instruction", "\udcff"], "--instruction is not Unicode"),
+    (["transcribe", "x", "--prompt", "a\udcff"], "--prompt is not Unicode"),
+    (["transcribe", "x", "--translate", "\udcff"], "--translate is not Unicode"),
     (["transcribe", "x", "--pause", "-1"], "pause"),
     (["transcribe", "x", "--prompt", " "], "prompt"),
     (["transcribe", "x", "--prompt", "y", "--instruction", "z"], "one of them"),
@@ -463,9 +548,12 @@ def test_a_closed_standard_stream_is_no_crash(closed: str, env: dict[str, str]) 
     done = subprocess.run(
         f"{line} {closed}", shell=True, capture_output=True, env=env, timeout=60, check=False
     )
-    assert done.returncode == 0
-    assert done.stderr == b""
-    assert done.stdout == (b"" if closed == ">&-" else b"T-E-A.\n")
+    if closed == ">&-":  # the answer is lost, and a script has to know
+        assert done.returncode == 6
+        assert done.stderr.startswith(b"error: standard output: cannot be written")
+        assert done.stderr.count(b"\n") == 1
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"T-E-A.\n", b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from fcntl import ioctl
 from itertools import pairwise
 from pathlib import Path
@@ -76,11 +77,17 @@ USAGE = [
     (["--selftest", "--minutes", "0"], "--minutes is 0"),
     (["--selftest", "--minutes", "nan"], "--minutes is nan"),
     (["--selftest", "--translate", "French"], "--selftest"),
-    (["--stdin", "--step", "0"], "step is 0"),
-    (["--stdin", "--step", "nan"], "step is nan"),
+    (["--stdin", "--step", "0"], "--step is 0 s, expected 0.2 to 30"),
+    (["--stdin", "--step", "nan"], "--step is nan"),
     (["--stdin", "--step", "abc"], "--step"),
     (["--stdin", "--pause", "-1"], "pause"),
-    (["--stdin", "--pause", "nan"], "pause"),
+    (["--stdin", "--pause", "nan"], "--pause is nan s"),
+    (["--stdin", "-o", ""], "is empty"),
+    (["--file", ""], "is empty"),
+    (["--stdin", "--save-audio", ""], "is empty"),
+    (["--stdin", "--format", "", "-o", "x"], "format ''"),
+    (["--file", CLIP, "--save-audio", CLIP], "is the file that is listened to"),
+    (["--stdin", "--instruction", "\udcff"], "--instruction is not Unicode"),
     (["--stdin", "--both"], "language"),
     (["--stdin", "--translate", " "], "empty"),
     (["--stdin", "--prompt", " "], "empty"),
@@ -126,7 +133,8 @@ def test_events_of_a_file(env: dict[str, str]) -> None:
 def test_plain_text_is_what_scripts_get(env: dict[str, str]) -> None:
     code, out, err = call(env, "live", "--file", CLIP)
     assert (code, out) == (0, reference() + "\n")
-    assert "1 utterances" in err
+    assert "s heard, 1 " in err
+    assert "delay" not in err, "a file that is read at once has none"
 
 
 def test_in_real_time_what_is_committed_stays(env: dict[str, str], tmp_path: Path) -> None:
@@ -157,9 +165,10 @@ def test_a_pipe_gives_the_same_text(kind: str, env: dict[str, str], tmp_path: Pa
     assert summary["seconds"] == round(len(samples()) / RATE, 3)
 
 
-def test_an_empty_pipe_is_an_empty_session(env: dict[str, str]) -> None:
+def test_an_empty_pipe_is_an_error(env: dict[str, str]) -> None:
     code, out, err = call(env, "live", "--stdin", "--json")
-    assert (code, [o["type"] for o in objects(out)]) == (0, ["summary"]), err
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: standard input: is empty")
 
 
 def test_files_and_the_audio_are_kept(env: dict[str, str], tmp_path: Path) -> None:
@@ -170,10 +179,10 @@ def test_files_and_the_audio_are_kept(env: dict[str, str], tmp_path: Path) -> No
     )
     assert (code, out) == (0, reference() + "\n")
     assert sorted(p.name for p in folder.iterdir()) == [
-        f"clip.wav.{f}" for f in ("json", "srt", "txt", "vtt")
+        f"clip.wav.live.{f}" for f in ("json", "srt", "txt", "vtt")
     ]
-    assert (folder / "clip.wav.txt").read_text("utf-8") == reference() + "\n"
-    segment = json.loads((folder / "clip.wav.json").read_text("utf-8"))["segments"][0]
+    assert (folder / "clip.wav.live.txt").read_text("utf-8") == reference() + "\n"
+    segment = json.loads((folder / "clip.wav.live.json").read_text("utf-8"))["segments"][0]
     assert 0.5 < segment["t0"] < 1.2
     heard, rate = soundfile.read(kept, dtype="float32")
     assert rate == RATE
@@ -184,6 +193,55 @@ def test_a_session_from_a_pipe_is_named_by_its_time(env: dict[str, str], tmp_pat
     assert call(env, "live", "--stdin", "-o", tmp_path, stdin=samples().tobytes())[0] == 0
     (path,) = tmp_path.glob("live-????????-??????.txt")
     assert path.read_text("utf-8") == reference() + "\n"
+
+
+def test_sessions_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
+    from pocketphi.cli import live_files
+
+    with ExitStack() as stack:
+        for _ in range(8):  # in far less than 8 s
+            files = stack.enter_context(live_files.live_files(tmp_path, None, ("txt", "json")))
+            assert files is not None
+    assert len(list(tmp_path.glob("*.txt"))) == len(list(tmp_path.glob("*.json"))) == 8
+
+
+def test_a_transcript_that_was_interrupted_is_not_touched(env: dict[str, str], tmp_path: Path) -> None:
+    names = [f"{CLIP.name}.{ending}" for ending in ("part.jsonl", "txt.part", "txt")]
+    for name in names:
+        (tmp_path / name).write_text("of transcribe", "utf-8")
+    assert call(env, "live", "--file", CLIP, "-o", tmp_path)[0] == 0
+    assert {(tmp_path / name).read_text("utf-8") for name in names} == {"of transcribe"}
+    assert (tmp_path / f"{CLIP.name}.live.txt").read_text("utf-8") == reference() + "\n"
+
+
+def test_what_cannot_be_written_is_found_before_the_model_loads(env: dict[str, str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / f"{CLIP.name}.live.txt").mkdir()
+    for args in (["--save-audio", tmp_path / "pipe"], ["--save-audio", tmp_path], ["-o", tmp_path]):
+        code, out, err = call(env, "live", "--file", CLIP, *args)
+        assert (code, out) == (6, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+
+
+def test_a_recording_that_fails_does_not_end_the_session(env: dict[str, str], tmp_path: Path) -> None:
+    """A limit of 100 kB for any file stands for a disk that gets full."""
+    kept, folder = tmp_path / "kept.wav", tmp_path / "out"
+    call(env, "info")  # the built-in model is there: nothing else is large
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 100; exec "$@"', "bash", *CALL]
+    args = ["live", "--file", CLIP, "-o", folder, "--save-audio", kept]
+    done = subprocess.run([*limited, *map(str, args)], capture_output=True, env=env, timeout=300, check=False)
+    assert (done.returncode, done.stdout.decode()) == (6, reference() + "\n")
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith(f"error: '{kept}.part': cannot be written: File too large; it holds the first ")
+    assert (folder / f"{CLIP.name}.live.txt").read_text("utf-8") == reference() + "\n"
+    assert 0 < len(soundfile.read(f"{kept}.part")[0]) < soundfile.info(CLIP).frames
+
+
+def test_a_terminal_is_no_pipe(env: dict[str, str]) -> None:
+    code, written = on_a_terminal(env, 200, ["live", "--stdin"])
+    assert code == 2
+    assert written.startswith("error: --stdin: standard input is a terminal")
 
 
 def test_both_languages(env: dict[str, str]) -> None:
@@ -291,7 +349,7 @@ def test_what_comes_before_damage_is_read_to_its_end(env: dict[str, str], tmp_pa
     *events, summary = objects(out)
     assert finals(events) == [reference()]
     assert summary["type"] == "summary"
-    assert (folder / "clip.wav.txt").read_text("utf-8") == reference() + "\n"
+    assert (folder / "clip.wav.live.txt").read_text("utf-8") == reference() + "\n"
 
 
 def on_a_terminal(

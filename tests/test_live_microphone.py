@@ -136,7 +136,7 @@ def test_every_clip_through_the_microphone(
     def wer(texts: Sequence[str]) -> float:
         return 100 * scoring.edits(scoring.words(" ".join(texts)), wanted) / len(wanted)
 
-    # How the encoder's 80 ms fall on the words is chance, in a recording anew each time. It is worth some errors
+    # How the encoder's 80 ms fall on the words is chance, in a recording anew each time. It is worth errors
     # to so small a model: whole clips, begun at eight places of the grid, say how many.
     with Model(converted("phi4-nano", "Q8_0", lora_quant="Q8_0", encoders="int8")) as model:
         clips = [audio.load(scoring.EVAL / row["audio"]).samples for row in rows]

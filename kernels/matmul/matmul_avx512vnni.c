@@ -15,7 +15,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 enum {
-    MANY = 16,             // tokens: from here on matmul_many_avx512vnni.c is faster
+    MANY = 4,              // tokens: from here on matmul_many_avx512vnni.c is faster
     GROUPS = 8,            // of four columns in a block of 32
     ROWS_BYTES = 64,       // 16 rows of one group
     AHEAD_BYTES = 8192,    // measured: 1 to 4 KiB reach two thirds of it

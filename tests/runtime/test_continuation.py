@@ -29,7 +29,7 @@ CLIPS = [row for name in ("speech", "vision_speech") for row in scoring.rows(nam
 
 DISTINCT = np.random.default_rng(6).permutation(2800)[: 2 * N].astype(np.int32)
 CHOSEN, OTHER = DISTINCT[:N], DISTINCT[N:]
-PROMPT = TokenSpan(np.random.default_rng(7).integers(0, 2800, 40, dtype=np.int32))
+PROMPT = TokenSpan(np.random.default_rng(7).integers(0, 2800, 1, dtype=np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def one_by_one(decoder: GgmlDecoder) -> Float32:
     return rows
 
 
-# What a pass covers: the prompt's (of over 31 tokens) 30 of the draft, a later one the token chosen and 30
-# more, or 8 more after a mismatch. So 100 tokens with nothing wrong are 30 + 31 + 31 + 8: three passes.
+# What a pass covers: the prompt's (of one token) 30 of the draft, a later one the token chosen and 30 more,
+# or 8 more after a mismatch. So 100 tokens with nothing wrong are 30 + 31 + 31 + 8: three passes.
 @pytest.mark.parametrize(
     ("draft", "passes", "proposed", "accepted"),
     [
@@ -113,7 +113,10 @@ def test_a_prompt_that_ends_with_a_clip(decoder: GgmlDecoder) -> None:
 
 
 def test_no_proposal_passes_the_end_of_the_short_table(decoder: GgmlDecoder) -> None:
-    """24 tokens fit, the next is read alone with everything before it, and then the draft goes on."""
+    """24 tokens fit, the next is read alone with everything before it, and then the draft goes on.
+
+    The prompt's own last pass has more than 31 rows, and none of the draft.
+    """
     prompt = TokenSpan(np.resize(PROMPT.ids, ORIGINAL - 24))
     plain, _ = grow(fresh(decoder)[0], [prompt], CHOSEN[:60])
     session, notes = fresh(decoder)
@@ -121,13 +124,13 @@ def test_no_proposal_passes_the_end_of_the_short_table(decoder: GgmlDecoder) -> 
     assert abs(plain - ahead).max() <= SAME
     assert ahead[25].tobytes() == plain[25].tobytes(), "the same exact re-read"
     assert notes == ["the conversation passed 1024 tokens: reading it again with the long RoPE table"]
-    # 24, the token that crosses, 31, and the last two with what the draft has beyond them
-    assert (sequence.passes.n, sequence.passes.draft_n) == (3, 24 + 30 + 30)
-    assert (sequence.passes.draft_n_accepted, session.length) == (24 + 30 + 3, ORIGINAL + 36)
+    # 1 + 23, the token that crosses, 31, and the last two with what the draft has beyond them
+    assert (sequence.passes.n, sequence.passes.draft_n) == (4, 23 + 30 + 30)
+    assert (sequence.passes.draft_n_accepted, session.length) == (23 + 30 + 3, ORIGINAL + 36)
 
 
 def test_no_proposal_passes_the_limit(decoder: GgmlDecoder) -> None:
-    session, _ = fresh(decoder, limit=50)
+    session, _ = fresh(decoder, limit=11)
     _, sequence = grow(session, [PROMPT], CHOSEN[:10], CHOSEN)
     assert (sequence.passes.n, sequence.passes.draft_n) == (0, 10)
     assert sequence.is_full

@@ -271,6 +271,35 @@ def test_a_model_that_goes_round_in_circles_is_cut(model: Model, monkeypatch: py
     assert listener.summary.n_passes < 400
 
 
+@pytest.mark.parametrize("unit", [1, 3])
+def test_what_is_settled_stays_even_where_it_is_a_loop(model: Model, unit: int) -> None:
+    """Somebody may really say the same four times; what of it is committed is not cut, what follows is."""
+    reader = Reader(model, Task(), {})
+    speech = GrowingSpeech(RATE)
+    speech.set_window(clips()[1])
+    first = reader.read(speech).token_ids
+    draft = [*first[:-unit], *first[-unit:] * 20]
+    found = reader.read(speech, draft=draft, n_forced=len(draft))
+    assert found.token_ids[: len(draft)] == tuple(draft)
+    assert found.n_passes <= 2
+
+
+def test_a_context_too_small_for_an_utterance_is_found_out_at_once(converted: Converted) -> None:
+    path = converted("phi4-nano", "Q8_0", lora_quant="Q8_0", encoders="int8")
+    clock = MadeTime()
+    with Model(path, n_ctx=500) as small, Paced(audio.Sound("made", RATE, iter([])), clock) as source:
+        with pytest.raises(InputError, match=r"holds 500 tokens, an utterance of 30 s needs \d+ \(see -c\)"):
+            Listener(Reader(small, Task(), {}), source, LiveOptions(), clock)
+        with pytest.raises(InputError, match="see -c"):
+            list(transcribe(Reader(small, Task(), {}), audio.Sound("made", RATE, iter([])), SegmentRules()))
+
+
+def test_a_model_that_cannot_listen_says_so_at_once(converted: Converted) -> None:
+    text = converted("phi4-mini-reasoning", "Q8_0")
+    with Model(text) as model, pytest.raises(InputError, match="no speech encoder"):
+        Reader(model, Task(), {}).check(30.0)
+
+
 def test_long_speech_without_a_pause_is_cut_and_goes_on(model: Model) -> None:
     """Twenty seconds of clips with hardly a gap, four times: cut at 30 s at the latest, all of it read."""
     trimmed = [

@@ -27,7 +27,7 @@ HOSTILE = "one\x1b[2Jtwo\x9b31mthree\x07 \u202efour\nfive\ud800"
 
 class Source:
     level_dbfs = -30.0
-    overruns = 0
+    overruns = underruns = 0
 
 
 class Pace:
@@ -169,6 +169,34 @@ def test_a_terminal_that_becomes_narrower(monkeypatch: pytest.MonkeyPatch) -> No
     after.feed(narrow)
     assert [r.strip() for r in after.rows][:2] == ["[00:00] First.", "[00:00] Second."]
     assert "word" not in "".join(after.rows)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_a_terminal_too_narrow_for_a_region(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with terminal(columns) as (out, text):
+        view = LiveView(Source(), Pace(), out=out, err=io.StringIO())
+        view.show(partial("A word"))
+        view.show(final("A word."))
+        shown = re.sub(r"\x1b\[[\d;]*m", "", text())
+    assert shown == "[00:00] A word.\r\n"
+
+
+def test_a_terminal_that_becomes_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The region goes, and comes back with the room."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with terminal(40) as (out, text):
+        view = LiveView(Source(), Pace(), out=out, err=io.StringIO())
+        for columns in (1, 40):
+            view.show(partial("A word"))
+            ioctl(out.fileno(), termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            out.write("\x00")
+        view.show(partial("A word"))
+        wide, narrow, again = text().split("\x00")
+    assert "A word" in wide
+    assert "A word" not in narrow
+    assert narrow.endswith("\x1b[J")
+    assert "A word" in again
 
 
 def test_more_text_than_rows_shows_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

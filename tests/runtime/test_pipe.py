@@ -148,7 +148,44 @@ def test_raw_samples(tmp_path: Path) -> None:
     assert np.array_equal(heard(SECOND, tmp_path).samples, WHOLE)
     assert np.array_equal(heard(SECOND[:-1], tmp_path).samples, WHOLE[:-1])  # half a sample is none
     assert np.array_equal(heard(SECOND[:2], tmp_path).samples, WHOLE[:1])
-    assert len(heard(b"", tmp_path).samples) == 0
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    assert refusal(b"", tmp_path).startswith("pipe: is empty, expected WAV (PCM)")
+    assert len(heard(wav(b""), tmp_path).samples) == 0  # a recording of nothing is one
+
+
+def test_descriptor_0_is_standard_input() -> None:
+    """As the command line opens it where it was closed."""
+    script = """
+import os
+os.close(0)
+file = os.fdopen(os.open(os.devnull, os.O_RDONLY), "rb")
+from pocketphi.runtime import audio, pipe
+from pocketphi.runtime.clock import RealClock
+for read in (audio.load, lambda file: pipe.Piped(file, RealClock())):
+    try:
+        read(file)
+    except audio.InputError as exc:
+        print(str(exc)[:24])
+"""
+    said = subprocess.check_output([sys.executable, "-c", script], text=True, timeout=60)
+    assert said == "standard input: is empty\n" * 2
+
+
+def test_frames_without_a_magic_number(tmp_path: Path) -> None:
+    """MP3 and AAC begin with a frame. The refusal comes as soon as the second one's header is there."""
+    for rate in (48000, 44100, 22050, 8000):  # of MPEG 1, 2 and 2.5
+        file = io.BytesIO()
+        soundfile.write(file, WHOLE, rate, format="MP3")
+        raw = file.getvalue()
+        assert raw[0] == 0xFF and refusal(raw, tmp_path).startswith("pipe: is MP3, expected")
+        assert len(heard(raw[:8] + bytes(4000), tmp_path).samples) == 2004  # samples that begin alike
+        assert len(heard(raw[:9], tmp_path).samples) == 4
+    header = bytes.fromhex("fff15080")  # ADTS: AAC-LC, 44.1 kHz, stereo; 13 bits of length follow
+    frame = header + ((200 << 5) | 0x1F).to_bytes(2, "big") + bytes(194)
+    assert refusal(frame * 3, tmp_path).startswith("pipe: is AAC, expected")
+    assert len(heard(frame + bytes(4000), tmp_path).samples) == 2100
 
 
 def test_a_wav_that_ends_early(tmp_path: Path) -> None:

@@ -36,12 +36,12 @@ bar.finish()
 """
 
 
-def run(script: str, *, stdout_too: bool) -> tuple[str, str]:
+def run(script: str, *, stdout_too: bool, columns: int = 120) -> tuple[str, str]:
     """What a terminal receives that is stderr, and stdout if it is another file."""
     import pty
 
     ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    env = os.environ | {"TERM": "xterm", "COLUMNS": str(columns)}
     with subprocess.Popen(
         [sys.executable, "-c", script],
         stderr=theirs,
@@ -110,6 +110,21 @@ def test_bytes() -> None:
     received, _ = run(BYTES, stdout_too=True)
     assert "decoder" in received
     assert screen(received) == []
+
+
+def test_a_narrow_terminal_shows_the_time_that_is_left() -> None:
+    """The name gives way. Without a speed the time is `-:--:--`, as wide as any."""
+    waits = "\n    import time; time.sleep(0.2)\n    bar.reach"
+    audio = AUDIO.replace("TOTAL", "3725.5").replace("talk.wav", "a-long-name-of-a-talk.wav")
+    for script in (
+        audio.replace("\n    bar.reach", waits),
+        BYTES.replace("bar.advance", "bar.advance(1, 'x' * 40)\nbar.advance"),
+    ):
+        received, _ = run(script, stdout_too=True, columns=60)
+        rows = re.findall(r"[^\r\n]*[━╸╺][^\r\n]*", re.sub(r"\x1b\[\??[\d;]*[a-zA-Z]", "", received))
+        assert rows
+        assert all(re.search(r" (\d+:\d\d|-:--):(\d\d|--)\s*$", row) for row in rows), rows
+        assert "…" not in received
 
 
 def test_nothing_where_there_is_no_terminal() -> None:

@@ -315,6 +315,33 @@ def test_saying_nothing_sends_nothing(seeing: Model) -> None:
     assert any("0 turns" in line for line in script.said)
 
 
+def test_a_model_that_cannot_listen_does_not_record(converted: Converted) -> None:
+    def opened() -> Source:
+        raise AssertionError("it must not listen")
+
+    with Model(converted("phi4-mini", "Q8_0")) as text_only:
+        script = talk(text_only, opened, "/mic")
+        assert script.said == [f"error: {text_only.bundle.name} has no speech encoder: it cannot listen"]
+
+
+def test_what_was_said_waits_where_the_message_could_not_be_sent(seeing: Model, tmp_path: Path) -> None:
+    """A picture that is none: the recording and it wait for the next message, until /reset."""
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    microphone = speak("sqa-000", "sqa-003")
+    script = talk(seeing, microphone, f"/image {bad}", "/mic", "", "/reset", "/mic")
+    assert f"(with the next message: {bad}, microphone)" in script.said
+    assert sum(line.startswith("error: ") for line in script.said) == 2
+    assert script.answers == "The opposite of loud is quiet.\n"
+
+
+def test_what_was_said_is_sent_with_the_next_message(seeing: Model) -> None:
+    limit = "word " * 20000  # more than the context holds
+    script = talk(seeing, speak("sqa-000"), f"/mic {limit}", "")
+    assert sum(line.startswith("error: ") for line in script.said) == 1
+    assert script.answers == "A lion has 4 legs.\n"
+
+
 def test_a_microphone_that_cannot_be_opened_is_an_error_line(seeing: Model) -> None:
     def missing() -> Source:
         raise InputError("there is no microphone")

@@ -312,6 +312,28 @@ def test_first_and_last_syllables_are_kept() -> None:
         assert all(b.start - a.stop < 0.7 * RATE for a, b in pairwise(speech)), path.name
 
 
+def limited(clip: Float32) -> Float32:
+    """What a headset's gain control and limiter make of it: every 20 ms equally loud, the peaks cut off."""
+    loudness = np.sqrt(np.convolve(clip**2, np.ones(320) / 320, "same")) + 1e-3
+    return np.clip(0.3 * clip / loudness, -0.5, 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize("treat", [lambda clip: clip, limited], ids=["as it is", "limited"])
+def test_every_clip_of_a_long_stream_is_heard(treat: Callable[[Float32], Float32]) -> None:
+    """Silero's memory of what came before must not make it deaf: without forgetting, 6 of 70 are lost."""
+    parts: list[Float32] = []
+    said: list[tuple[int, int]] = []
+    at = 0
+    for path in CLIPS:
+        clip = treat(audio.load(path).samples)
+        parts += [np.zeros(5 * RATE, np.float32), clip]
+        said.append((at + 5 * RATE, at + 5 * RATE + len(clip)))
+        at = said[-1][1]
+    pieces = spoken(run(Segmenter(RATE), np.concatenate([*parts, np.zeros(RATE, np.float32)])))
+    for start, stop in said:
+        assert any(p.start < stop and p.stop > start for p in pieces), start / RATE
+
+
 def test_a_speech_is_cut_at_its_pauses() -> None:
     """Kennedy, 1961."""
     samples = audio.load(REAL["jfk"]).samples

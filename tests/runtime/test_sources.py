@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,9 +19,9 @@ from pocketphi.runtime import audio
 from pocketphi.runtime.audio import Sound
 from pocketphi.runtime.capture import Microphone
 from pocketphi.runtime.clock import RealClock, SkippingClock
-from pocketphi.runtime.errors import InputError, OutputError
+from pocketphi.runtime.errors import InputError, InUseError, OutputError
 from pocketphi.runtime.pipe import Piped
-from pocketphi.runtime.sources import Paced, Source, recorded
+from pocketphi.runtime.sources import Paced, Source, check_recording, recorded
 
 SPEECH = Path(__file__).resolve().parent.parent / "audio" / "jfk.flac"  # 44.1 kHz stereo, 11 s
 
@@ -216,15 +217,69 @@ def test_a_disk_that_gets_full(tmp_path: Path) -> None:
         [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     said, given = found.stdout.splitlines()
-    assert said == f"{path}: cannot be written: File too large" and found.stderr == ""
-    assert given == "11200"  # 7 blocks of 6400 bytes
-    kept = next(tmp_path.iterdir())
-    assert len(audio.load(kept).samples) >= 11200
+    part = tmp_path / "a.wav.part"
+    assert said == f"'{part}': cannot be written: File too large; it holds the first 0.7 s"
+    assert found.stderr == f"'{part}': cannot be written: File too large; listening goes on without it\n"
+    assert given == "48000", "everything that was heard"
+    assert list(tmp_path.iterdir()) == [part]
+    assert len(audio.load(part).samples) == 11200  # 7 blocks of 6400 bytes
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_regular_file_is_not_recorded_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_bytes(b"kept")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        before = {p.name: p.lstat().st_ino for p in tmp_path.iterdir()}
+        for name in ("pipe", "link", "socket"):
+            for refuse in (check_recording, lambda p: recorded(Paced(sound(samples(1.0)), HandClock()), p)):
+                with pytest.raises(OutputError, match="is not a regular file"):
+                    refuse(tmp_path / name)
+    assert {p.name: p.lstat().st_ino for p in tmp_path.iterdir()} == before
+    assert (tmp_path / "precious").read_bytes() == b"kept"
+
+
+def test_what_is_heard_is_not_recorded_over(tmp_path: Path) -> None:
+    heard, other = tmp_path / "a.wav", tmp_path / "b.wav"
+    heard.write_bytes(b"sound")
+    check_recording(other, heard)
+    other.hardlink_to(heard)
+    (tmp_path / "c.wav.part").hardlink_to(heard)
+    for path in (heard, other, tmp_path / "c.wav"):
+        with pytest.raises(InputError, match="is the file that is listened to"):
+            check_recording(path, heard)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_pipe_or_a_link_in_the_place_of_the_part_is_replaced(kind: str, tmp_path: Path) -> None:
+    part, precious = tmp_path / "a.wav.part", tmp_path / "precious"
+    precious.write_bytes(b"kept")
+    if kind == "pipe":
+        os.mkfifo(part)
+    else:
+        part.symlink_to(precious)
+    with recorded(Paced(sound(samples(0.5)), HandClock(), pace=False), tmp_path / "a.wav") as source:
+        assert sum(map(len, source.blocks)) == 8000
+    assert len(audio.load(tmp_path / "a.wav").samples) == 8000
+    assert precious.read_bytes() == b"kept"
+
+
+def test_two_do_not_record_to_one_file(tmp_path: Path) -> None:
+    """A lock belongs to whom opened it, so that two of one process are as two processes are."""
+    path = tmp_path / "a.wav"
+    with recorded(Paced(sound(samples(0.5)), HandClock(), pace=False), path) as source:
+        with pytest.raises(InUseError if os.name != "nt" else OutputError):
+            recorded(Paced(sound(samples(0.5)), HandClock()), path)
+        assert sum(map(len, source.blocks)) == 8000
+    assert len(audio.load(path).samples) == 8000
 
 
 @pytest.mark.parametrize("kind", [Paced, Piped, Microphone])
 def test_all_of_them_are_sources(kind: type) -> None:
     """They know nothing of `Source`, which is above or beside them."""
-    counted = {"overruns"}  # where it is counted, in the constructor
+    counted = {"overruns", "underruns"}  # where they are counted, in the constructor
     assert {n for n in vars(Source) if not n.startswith("_")} - counted <= set(dir(kind))
     assert {"__enter__", "__exit__"} <= set(dir(kind))

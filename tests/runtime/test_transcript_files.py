@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pocketphi.runtime.errors import InputError, OutputError
+from pocketphi.runtime.errors import InputError, InUseError, OutputError
 from pocketphi.runtime.transcript import TRANSCRIPT_FORMATS, Segment, TranscriptFormat, write
-from pocketphi.runtime.transcript_files import TranscriptFiles
+from pocketphi.runtime.transcript_files import TranscriptFiles, check_places, interrupted_s, is_finished
 
 JOB = {"source": "talk.flac", "sha256": "ab", "pause_s": 0.7, "words": None, "languages": ("a", "b")}
 SEGMENTS = [
@@ -61,7 +61,7 @@ def test_parts_grow_and_become_the_files(tmp_path: Path) -> None:
                 assert text_of(part) == write(SEGMENTS[:n], file_format)
         assert text_of(tmp_path / "talk.srt") == "of an earlier run"
         files.finish()
-    assert names(tmp_path) == sorted(f"talk.{f}" for f in TRANSCRIPT_FORMATS)
+    assert names(tmp_path) == sorted([".talk.done", *(f"talk.{f}" for f in TRANSCRIPT_FORMATS)])
     for file_format in TRANSCRIPT_FORMATS:
         assert text_of(tmp_path / f"talk.{file_format}") == write(SEGMENTS, file_format)
 
@@ -299,3 +299,90 @@ def test_a_full_disk_leaves_whole_segments(tmp_path: Path) -> None:
     assert text_of(tmp_path / "talk.srt.part") == write(segments, "srt")
     with TranscriptFiles(tmp_path, "talk", ("srt",), journal={"source": "talk.flac"}, resume=True) as files:
         assert files.segments == segments
+
+
+WAITER = """
+import sys, time
+from pathlib import Path
+from pocketphi.runtime.transcript import Segment
+from pocketphi.runtime.transcript_files import TranscriptFiles
+journal = {"source": "talk.flac"} if sys.argv[2] == "journal" else None
+files = TranscriptFiles(Path(sys.argv[1]), "talk", ("txt",), journal=journal)
+files.add(Segment(0, 1, "One."))
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system keeps open files there")
+@pytest.mark.parametrize("kind", ["journal", "part alone"])
+def test_one_process_writes_at_a_time(kind: str, tmp_path: Path) -> None:
+    """The second is refused and changes nothing; when the first is killed, the next one begins."""
+    job = {"source": "talk.flac"} if kind == "journal" else None
+    child = [sys.executable, "-c", WAITER, str(tmp_path), kind]
+    with subprocess.Popen(child, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"begun\n"
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        for resume in (False, True):
+            with pytest.raises(InUseError, match="is being written by another process"):
+                TranscriptFiles(tmp_path, "talk", ("txt",), journal=job, resume=resume)
+        with pytest.raises(InUseError):
+            check_places(tmp_path, "talk", ("txt",))
+        if job is not None:
+            with pytest.raises(InUseError):
+                interrupted_s(tmp_path, "talk", job)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        first.kill()
+        first.wait(timeout=30)
+    with TranscriptFiles(tmp_path, "talk", ("txt",), journal=job) as files:
+        files.finish()
+    assert text_of(tmp_path / "talk.txt") == ""
+
+
+def test_a_journal_of_somebody_else_stays(tmp_path: Path) -> None:
+    journal = begun(tmp_path)
+    before = journal.read_bytes()
+    with TranscriptFiles(tmp_path, "talk", ("txt",), journal=None) as files:
+        files.finish()
+    assert journal.read_bytes() == before
+
+
+def test_how_far_an_interrupted_job_came(tmp_path: Path) -> None:
+    assert interrupted_s(tmp_path, "talk", JOB) is None
+    begun(tmp_path, 0)
+    assert interrupted_s(tmp_path, "talk", JOB) is None
+    begun(tmp_path)
+    assert interrupted_s(tmp_path, "talk", JOB) == SEGMENTS[1].t1
+    with pytest.raises(InputError, match=r"'pause_s' is 0\.7, expected 0\.5"):
+        interrupted_s(tmp_path, "talk", JOB | {"pause_s": 0.5})
+
+
+def test_what_is_finished_is_known_by_its_job(tmp_path: Path) -> None:
+    def finish(*formats: TranscriptFormat, **job: Any) -> None:
+        with open_files(tmp_path, formats=formats, **job) as files:
+            files.finish()
+
+    assert not is_finished(tmp_path, "talk", ("txt",), JOB)
+    finish("txt")
+    assert is_finished(tmp_path, "talk", ("txt",), JOB)
+    assert not is_finished(tmp_path, "talk", ("txt", "srt"), JOB)
+    with pytest.raises(InputError, match=r"'pause_s' is 0\.7, expected 0\.5"):
+        is_finished(tmp_path, "talk", ("txt",), JOB | {"pause_s": 0.5})
+    finish("srt")
+    assert is_finished(tmp_path, "talk", ("txt", "srt"), JOB)
+    finish("srt", pause_s=0.5)
+    other = JOB | {"pause_s": 0.5}
+    assert is_finished(tmp_path, "talk", ("srt",), other)
+    assert not is_finished(tmp_path, "talk", ("srt", "txt"), other), "talk.txt is of the job before"
+    (tmp_path / ".talk.done").unlink()
+    assert not is_finished(tmp_path, "talk", ("srt",), other), "nobody knows of which job it is"
+
+
+def test_places_are_checked_before_any_work(tmp_path: Path) -> None:
+    check_places(tmp_path, "talk", ("txt",))
+    (tmp_path / "talk.srt").mkdir()
+    with pytest.raises(OutputError, match=r"talk\.srt.*is a directory"):
+        check_places(tmp_path, "talk", ("txt", "srt"))
+    with pytest.raises(OutputError):
+        check_places(tmp_path / "gone", "talk", ("txt",))
