@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +31,22 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
+class SpeechWindow(Protocol):
+    """An utterance as far as it has been spoken; `growing_speech.GrowingSpeech` is one."""
+
+    sample_rate: int  # Hz
+
+    @property
+    def window(self) -> Float32:
+        """float32 [n], mono."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Media:
     """A picture or a clip of a conversation: where it is, or what it is."""
 
     kind: MediaKind
-    source: (
-        Path | bytes | RGB | Waveform | object
-    )  # the last: a GrowingSpeech, which stands above this module
+    source: Path | bytes | RGB | Waveform | SpeechWindow
     name: str = ""  # for messages about it; a file names itself
     max_crops: int | None = None  # of this picture; None: the model's setting
 

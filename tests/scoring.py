@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import string
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.parts import Media, Reply
+from pocketphi.runtime.selftest import edits, words
 
 NANO = Path(__file__).resolve().parent.parent / "nano"
 EVAL = NANO / "eval"
@@ -75,17 +75,3 @@ def is_right(row: dict[str, Any], reply: Reply) -> bool:
         return bool(reply.text == row["reference"])
     wanted = json.loads(row["reference"].removeprefix("<|tool_call|>").removesuffix("<|/tool_call|>"))
     return bool([{"name": c.name, "arguments": c.arguments} for c in reply.tool_calls] == wanted)
-
-
-def words(text: str) -> list[str]:
-    return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
-
-
-def edits(found: list[str], wanted: list[str]) -> int:
-    """Word edit distance (Levenshtein)."""
-    row = list(range(len(wanted) + 1))
-    for i, a in enumerate(found, 1):
-        last, row[0] = row[0], i
-        for j, b in enumerate(wanted, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
-    return row[-1]
