@@ -16,7 +16,7 @@ from pocketphi.runtime.errors import InputError, OutputError
 
 from .checks import a_path, as_flag, task_of
 from .options import Adapter, CtxSize, GpuLayers, KvType, ModelDir, Predict, Seed, Temp, Threads, Verbose
-from .values import audio_bar, log_to_stderr, open_model, options_of
+from .values import log_to_stderr, open_model, options_of
 
 if TYPE_CHECKING:
     from pocketphi.runtime.engine import Model
@@ -166,13 +166,13 @@ class _Recording:
 def _to_stdout(work: _Work, recording: _Recording) -> None:
     """Utterance by utterance; after Ctrl-C too, what is there is a transcript."""
     from pocketphi.runtime import audio
-    from pocketphi.runtime.progress import clock
+    from pocketphi.runtime.progress import AudioBar, clock
     from pocketphi.runtime.transcribe import transcribe as utterances
     from pocketphi.runtime.transcript import TranscriptWriter
 
     writer = TranscriptWriter(work.formats[0])
     head, done_s, anything = writer.begin(), 0.0, False
-    with audio.stream(recording.source) as sound, audio_bar() as bar:
+    with audio.stream(recording.source) as sound, AudioBar() as bar:
         bar.start(sound.seconds, recording.stem)
         try:
             for segment in utterances(work.reader, sound, work.rules, progress=bar.reach):
@@ -193,13 +193,13 @@ def _to_stdout(work: _Work, recording: _Recording) -> None:
 def _to_files(work: _Work, recording: _Recording, folder: Path) -> None:
     """Into parts that grow; the files appear when all is read."""
     from pocketphi.runtime import audio
-    from pocketphi.runtime.progress import clock
+    from pocketphi.runtime.progress import AudioBar, clock
     from pocketphi.runtime.transcribe import transcribe as utterances
     from pocketphi.runtime.transcript_files import TranscriptFiles, source_of
 
     path, stem, formats = recording.path, recording.stem, work.formats
     resume = work.begin == "resume"
-    with audio.stream(recording.source) as sound, audio_bar() as bar:
+    with audio.stream(recording.source) as sound, AudioBar() as bar:
         job = None if path is None else {**source_of(path), **work.job}
         if job is not None and work.begin != "restart" and _is_done(work, recording, folder, job):
             recording.note(f"its transcripts are in {folder}: left as they are")

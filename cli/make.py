@@ -11,7 +11,7 @@ import typer
 from pocketphi.runtime.errors import InputError
 
 from .options import Json, Threads, Verbose
-from .values import builtin, log_to_stderr, progress_bar, to_json
+from .values import builtin, log_to_stderr, to_json
 
 
 def convert(
@@ -37,6 +37,7 @@ def convert(
     from pocketphi import convert as converter
     from pocketphi.convert import hub
     from pocketphi.runtime import report
+    from pocketphi.runtime.progress import ProgressBar
 
     log_to_stderr(verbose)
     if out is None and not dry_run:
@@ -52,7 +53,7 @@ def convert(
         plan = converter.plan(directory, options)
         typer.echo(plan.to_json() if as_json else plan.format())
         return
-    with progress_bar() as progress:
+    with ProgressBar() as progress:
         bundle = converter.convert(directory, out, options, progress)
     if as_json:
         typer.echo(to_json(report.bundle_object(bundle)))

@@ -163,9 +163,9 @@ def _microphone(device: str | None) -> Source:
 def _spoken(bundle: Bundle, device: str | None) -> Media:
     """What somebody says now."""
     from pocketphi.runtime.parts import Media
-    from pocketphi.runtime.spoken_turn import check_can_hear, record_turn
+    from pocketphi.runtime.spoken_turn import record_turn
 
-    check_can_hear(bundle)
+    bundle.encoder("speech", "listen")  # before somebody speaks to it
     heard = record_turn(_microphone(device), None, lambda line: typer.echo(line, err=True))
     if heard is None:
         raise InputError("microphone: nothing was said")

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,6 @@ from .options import Adapter
 if TYPE_CHECKING:
     from pocketphi.runtime.engine import CompleteOptions, Model
     from pocketphi.runtime.parts import Media
-    from pocketphi.runtime.progress import AudioBar, ProgressBar
     from pocketphi.runtime.sampler import Sampling
 
 _PROMPT_MAX_BYTES = 64 << 20
@@ -47,8 +44,9 @@ def open_model(
 def builtin() -> Path:
     """phi4-nano, converted into the user's cache the first time."""
     from pocketphi.convert.builtin import builtin_bundle
+    from pocketphi.runtime.progress import ProgressBar
 
-    with progress_bar() as progress:
+    with ProgressBar() as progress:
         return builtin_bundle(progress=progress)
 
 
@@ -142,30 +140,6 @@ def to_json(value: Any) -> str:
     import json
 
     return json.dumps(value, ensure_ascii=False)
-
-
-@contextmanager
-def progress_bar() -> Iterator[ProgressBar]:
-    """A bar for work that counts bytes; it is gone when the work is done or has failed."""
-    from pocketphi.runtime.progress import ProgressBar
-
-    bar = ProgressBar()
-    try:
-        yield bar
-    finally:
-        bar.finish()
-
-
-@contextmanager
-def audio_bar() -> Iterator[AudioBar]:
-    """The same for work that counts seconds of audio."""
-    from pocketphi.runtime.progress import AudioBar
-
-    bar = AudioBar()
-    try:
-        yield bar
-    finally:
-        bar.finish()
 
 
 def log_to_stderr(verbose: bool) -> None:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
-from .errors import BundleError, one_line
+from .errors import BundleError, InputError, one_line
 from .spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat, Family, RopeSpec, TextSpec
 
 FORMAT = "pocketphi-bundle"
@@ -91,6 +91,17 @@ class Bundle:
     def path(self, name: str) -> Path:
         """The absolute path of a listed file."""
         return self.root / name
+
+    def encoder(self, name: str, ability: str) -> EncoderInfo:
+        """An encoder that is needed to be able to do something.
+
+        Raises:
+            InputError: the model has none of that name.
+        """
+        found = self.encoders.get(name)
+        if found is None:
+            raise InputError(f"{self.name} has no {name} encoder: it cannot {ability}")
+        return found
 
     def to_json(self) -> str:
         """`bundle.json` as text: sorted keys, no date, one final newline."""

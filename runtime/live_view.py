@@ -23,28 +23,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from .sources import Source
+
 _TICK_S = 1 / 8
 _BAR_CELLS = 12
 _QUIETEST_DBFS = -60.0  # the left end of the meter; the right end is full scale
 _BEHIND_S = 1.0  # a backlog up to this is the rhythm of reading, not a delay
 _NARROWEST = 4  # columns: the region needs some
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-class Meter(Protocol):
-    """What the view reads of a source."""
-
-    @property
-    def level_dbfs(self) -> float:
-        """RMS of the latest block, -inf for digital silence."""
-
-    @property
-    def overruns(self) -> int:
-        """How often the device lost input."""
-
-    @property
-    def underruns(self) -> int:
-        """How often it had none to give."""
 
 
 class Pace(Protocol):
@@ -97,7 +83,7 @@ def stamp(seconds: float) -> str:
     return f"[{minutes}]" if whole < 3600 else f"[{whole // 3600}:{minutes}]"
 
 
-def status(meter: Meter, pace: Pace, first_step_s: float, *, ascii_only: bool = False) -> str:
+def status(meter: Source, pace: Pace, first_step_s: float, *, ascii_only: bool = False) -> str:
     """The line under the text: state, level, delay, and what is not as it should be."""
     level = meter.level_dbfs
     share = 0.0 if math.isnan(level) else 1 - max(min(level, 0.0), _QUIETEST_DBFS) / _QUIETEST_DBFS
@@ -207,7 +193,7 @@ class Region:
 class LiveView:
     """Shows events. A context manager; `show` may raise BrokenPipeError when the reader has left."""
 
-    def __init__(self, meter: Meter, pace: Pace, *, out: TextIO, err: TextIO, as_json: bool = False) -> None:
+    def __init__(self, meter: Source, pace: Pace, *, out: TextIO, err: TextIO, as_json: bool = False) -> None:
         """
         Args:
             meter: the source.

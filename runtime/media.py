@@ -14,7 +14,6 @@ import numpy as np
 from . import audio, image
 from .audio import Clip
 from .bundle import Bundle
-from .errors import InputError
 from .growing_speech import GrowingSpeech
 from .hd import MAX_CROPS
 from .logmel import log_mel
@@ -129,10 +128,8 @@ class MediaEncoder:
         return self._speech
 
     def _graphs(self, name: str, ability: str) -> dict[str, Path]:
-        info = self._bundle.encoders.get(name)
-        if info is None:
-            raise InputError(f"{self._bundle.name} has no {name} encoder: it cannot {ability}")
-        return {graph: self._bundle.path(file) for graph, file in info.graphs.items()}
+        graphs = self._bundle.encoder(name, ability).graphs
+        return {graph: self._bundle.path(file) for graph, file in graphs.items()}
 
 
 def clip_of(media: Media) -> Clip:

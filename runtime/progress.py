@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
+    from typing_extensions import Self
 
 _FIGURES_CELLS = 46  # of the widest figures with a short bar: what is being done gets the rest
 
@@ -20,6 +21,12 @@ class _Bar:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
 
     def finish(self) -> None:
         """Take the bar away. Safe to call twice."""

@@ -61,8 +61,7 @@ class Reader:
         Raises:
             InputError: the model cannot listen, or its context is too small.
         """
-        if "speech" not in self._model.bundle.encoders:
-            raise InputError(f"{self._model.bundle.name} has no speech encoder: it cannot listen")
+        self._model.bundle.encoder("speech", "listen")
         rows = math.ceil(_ROWS_PER_S * longest_s)
         words = len(self._model.tokenizer.encode_text(self._task.text)) + _MARKUP_TOKENS
         needed, limit = rows + words + self._most_tokens(longest_s), self._model.context_limit

@@ -221,9 +221,9 @@ class Repl:
         self._attach([Media("image", camera(), "camera")])
 
     def _mic(self, text: str) -> None:
-        from .spoken_turn import check_can_hear, open_microphone, record_turn  # loaded when asked for
+        from .spoken_turn import open_microphone, record_turn  # loaded when asked for
 
-        check_can_hear(self._model.bundle)
+        self._model.bundle.encoder("speech", "listen")  # before somebody speaks to it
         opened = self._settings.microphone or open_microphone
         try:
             heard = record_turn(opened(), self._settings.turn_rules, self._terminal.say)

@@ -8,9 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .bundle import Bundle
 from .capture import Microphone
-from .errors import InputError
 from .parts import Float32, Waveform
 from .segments import Segmenter, SegmentRules, Speech
 from .sources import Source
@@ -18,16 +16,6 @@ from .stderr_capture import captured_stderr
 
 _log = logging.getLogger(__name__)
 MAX_TURN_S = 120.0  # of one turn; the longest utterance of a caption ends no turn: a pause does
-
-
-def check_can_hear(bundle: Bundle) -> None:
-    """Before somebody speaks to a model that cannot hear.
-
-    Raises:
-        InputError: it has no speech encoder.
-    """
-    if "speech" not in bundle.encoders:
-        raise InputError(f"{bundle.name} has no speech encoder: it cannot listen")
 
 
 def open_microphone(device: int | str | None = None) -> Source:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A user with a cache and a home of their own."""
+    home = tmp_path_factory.mktemp("home")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POCKETPHI_", "XDG_", "HF_"))}
+    return clean | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NO_COLOR": "1"}
 
 
 @pytest.fixture(scope="session")

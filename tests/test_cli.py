@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,14 +16,6 @@ from . import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 CALL = [sys.executable, "-c", "import sys; sys.argv[0] = 'pocketphi'; from pocketphi.cli import main; main()"]
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A user with a cache and a home of their own."""
-    home = tmp_path_factory.mktemp("home")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POCKETPHI_", "XDG_", "HF_"))}
-    return clean | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NO_COLOR": "1"}
 
 
 def call(env: dict[str, str], *args: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:

@@ -10,7 +10,6 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import termios
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,26 +24,11 @@ import soundfile
 
 from . import tiny
 from .runtime.test_live_view import Screen
+from .test_cli import CALL, call
 
-CALL = [sys.executable, "-c", "import sys; sys.argv[0] = 'pocketphi'; from pocketphi.cli import main; main()"]
 AUDIO = tiny.NANO.parent / "eval" / "audio"
 CLIP = AUDIO / "asr-003.flac"
 RATE = 16000
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A user with a cache and a home of their own."""
-    home = tmp_path_factory.mktemp("home")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POCKETPHI_", "XDG_", "HF_"))}
-    return clean | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NO_COLOR": "1"}
-
-
-def call(env: dict[str, str], *args: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
-    done = subprocess.run(
-        [*CALL, *map(str, args)], input=stdin, capture_output=True, env=env, timeout=300, check=False
-    )
-    return done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
 
 
 def objects(out: str | bytes) -> list[dict[str, Any]]:
@@ -296,12 +280,16 @@ def test_the_first_signal_ends_the_session_and_loses_nothing(
 
 
 def test_two_signals_end_it_at_once(env: dict[str, str], tmp_path: Path) -> None:
-    """Both come while the process is halted, so that none is over before the other. The parts stay."""
+    """Both come while the process is halted, so that none is over before the other. The parts stay.
+
+    Which of two that wait is the second is the system's choice, and its code is the one: another thread may
+    take SIGTERM before the main one looks at SIGINT.
+    """
     live = Live(env, "--json", "-o", tmp_path)
     for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
         live.process.send_signal(number)
     code, events, err = live.rest()
-    assert code == 143
+    assert code in (130, 143)
     assert "Traceback" not in err
     assert events[-1]["type"] != "summary"
     assert [p.suffix for p in tmp_path.iterdir()] == [".part"]

@@ -20,7 +20,8 @@ from pocketphi.runtime.parts import Float32, Media, Message
 from . import scoring
 from .conftest import Converted
 from .microphone import VirtualMicrophone, virtual_microphone
-from .test_live_cli import AUDIO, CALL, CLIP, finals, objects
+from .test_cli import CALL
+from .test_live_cli import AUDIO, CLIP, finals, objects
 
 
 @pytest.fixture(scope="module")
