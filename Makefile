@@ -4,9 +4,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SOURCES := $(shell find runtime convert cli kernels nano -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find runtime convert evaluate cli kernels nano -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint sanitize golden clean
+.PHONY: demo test lint sanitize fuzz golden clean
 
 demo: $(VENV)/installed
 	@echo '$$ pocketphi run -p "What is the capital of France?"' && \
@@ -30,7 +30,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	@rm -rf build/typing/pocketphi && mkdir -p build/typing/pocketphi && ln -sfn ../../../runtime build/typing/pocketphi/runtime && \
 	  ln -sfn ../../../convert build/typing/pocketphi/convert && ln -sfn ../../../cli build/typing/pocketphi/cli && \
-	  touch build/typing/pocketphi/__init__.py
+	  ln -sfn ../../../evaluate build/typing/pocketphi/evaluate && touch build/typing/pocketphi/__init__.py
 	cd build/typing && MYPYPATH=. ../../$(BIN)/python -m mypy --strict --config-file ../../pyproject.toml -p pocketphi
 
 # The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: every variant against the scalar reference, then the
@@ -42,12 +42,17 @@ sanitize: $(VENV)/dev
 	  -DCMAKE_C_FLAGS_DEBUG='-g -O1'
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && ../../$(BIN)/ctest --output-on-failure
-	@rm -f $(SAFE)/cli.py && mkdir -p $(SAFE)/lib && ln -sfn $(CURDIR)/runtime $(CURDIR)/convert $(CURDIR)/nano $(CURDIR)/cli $(SAFE)/ && \
+	@rm -f $(SAFE)/cli.py && mkdir -p $(SAFE)/lib && ln -sfn $(CURDIR)/runtime $(CURDIR)/convert $(CURDIR)/evaluate $(CURDIR)/nano $(CURDIR)/cli $(SAFE)/ && \
 	  ln -sfn $(CURDIR)/build/sanitize/libpk*.so $(SAFE)/lib/ && \
 	  cp "$$($(BIN)/python -c 'import pocketphi; print(pocketphi.__file__)')" $(SAFE)/__init__.py
 	@if [ "$$(uname)" = Linux ]; then echo "pytest under the sanitizers" && PYTHONPATH=build/sanitize/python \
 	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(BIN)/python -m pytest -q tests/kernels/test_ggml_*.py tests/test_ggml_plugin.py; fi
+
+# Hostile input to the kernels and to every reader of files, FUZZ_SECONDS for each target; `make test` has a short run.
+FUZZ_SECONDS ?= 300
+fuzz: $(VENV)/dev
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 # Made by transformers; see tests/golden/README.md.
 golden: $(VENV)/dev
@@ -64,7 +69,7 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/installed
-	$(BIN)/pip install --quiet '.[dev,hub]' cmake ninja
+	$(BIN)/pip install --quiet '.[dev,hub,eval,fuzz]' cmake ninja
 	@touch $@
 
 clean:

@@ -92,6 +92,24 @@ class ProgressBar(_Bar):
             self._progress.update(self._task, advance=n_bytes, description=what)
 
 
+class CountBar(_Bar):
+    """Things done of things to do: items, pieces of a text."""
+
+    def start(self, total: int, what: str, *, done: int = 0) -> None:
+        """Show the bar for `total` of them; what was done before does not count as speed."""
+        self.finish()
+        if not sys.stderr.isatty():
+            return
+        from rich.progress import MofNCompleteColumn
+
+        self._show([MofNCompleteColumn()], total, what, 600.0, done)
+
+    def advance(self, n: int, what: str) -> None:
+        """`n` more are done; `what` is being worked on."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=n, description=what)
+
+
 class AudioBar(_Bar):
     """Seconds of audio done of those there are, and how many times faster than they were spoken."""
 

