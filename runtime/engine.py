@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import numpy as np
 
 from . import bundle as bundles
+from . import ggml_plugin, ram_model, verify
 from .answer import Answer, Request
 from .decoder_ggml import GgmlDecoder, GgmlOptions
 from .embeddings import spans
 from .errors import InputError
+from .ggml_observer import MatmulObserver
+from .gguf_check import AdapterFile
 from .hd import MAX_CROPS
 from .messages import Turn, parse
-from .parts import AudioProjector, EmbedSpan, Float32, Int32, Media, Mode, Reply
+from .parts import AudioProjector, EmbedSpan, Float32, Int32, Media, Mode, Reply, TokenSpan
 from .prompt import Piece, Slot, parse_raw, render
 from .router import route
 from .sampler import Sampling
@@ -79,6 +82,8 @@ class Model:
         n_gpu_layers: int = 0,
         kv_type: str = "f16",
         max_crops: int = MAX_CROPS,
+        progress: verify.Progress | None = None,
+        observer: MatmulObserver | None = None,
     ) -> None:
         """
         Args:
@@ -90,10 +95,14 @@ class Model:
             kv_type: of the KV cache: f32, f16, q8_0 or q4_0.
             max_crops: 448-pixel squares a picture may be cut into; fewer mean fewer tokens and less
                 time. The reference has 36.
+            progress: told of reading all files whole, which is done when a directory is first opened:
+                are they those that `convert` wrote?
+            observer: of everything that the decoder reads.
 
         Raises:
             BundleError: the directory is missing, damaged or of another version.
             InputError: an option out of range.
+            MemoryShortError: the weights need more than this process may take.
         """
         started = time.perf_counter()
         self.bundle = bundles.load(Path(path))
@@ -102,12 +111,19 @@ class Model:
             raise InputError(
                 f"context is {n_ctx} tokens, this model takes 1 to {text.context_length} (0: all)"
             )
+        on_cpu, packed = n_gpu_layers == 0, ggml_plugin.load().active
+        self._guard = ram_model.Guard(self.bundle, kv_type, packed=packed, on_cpu=on_cpu)
+        self._guard.load()
+        verify.check(self.bundle, progress)
         self.tokenizer = Tokenizer(self.bundle.path(self.bundle.tokenizer), text.vocab_size)
         self._decoder = GgmlDecoder(
             self.bundle.path(self.bundle.decoder),
             text,
-            {name: (self.bundle.path(a.file), a.alpha) for name, a in self.bundle.adapters.items()},
-            GgmlOptions(n_threads, n_gpu_layers, kv_type),
+            {
+                name: AdapterFile(self.bundle.path(a.file), a.alpha, a.rank)
+                for name, a in self.bundle.adapters.items()
+            },
+            GgmlOptions(n_threads, n_gpu_layers, kv_type, observer, self._guard.cache),
         )
         if not 1 <= max_crops <= MAX_CROPS:
             raise InputError(f"max crops is {max_crops}, expected 1 to {MAX_CROPS}")
@@ -230,24 +246,69 @@ class Model:
         request = self._request(parse_raw(prompt, self.tokenizer.control_tokens), {"adapter": adapter}, False)
         return self._session.read(request.spans, adapter=request.adapter)[0]
 
+    def token_logits(self, ids: Iterable[int], n: int, *, adapter: AdapterName | None = None) -> Float32:
+        """Logits after each of the last `n` tokens of a sequence, which replaces the conversation.
+
+        Args:
+            ids: token ids, int [t], 1 <= t <= `context_limit`. The RoPE table is the one for t tokens.
+                No BOS is added; what the KV cache holds of the same sequence is not read again.
+            n: 1 to t.
+            adapter: read everything through this LoRA; None: through none.
+
+        Returns:
+            float32 [n, vocab_size], unmasked, in natural-log units: 205 MB for 256 rows of Phi-4-mini's.
+
+        Raises:
+            InputError: an id, `n` or adapter out of range, or more tokens than the context holds.
+            KernelError: llama.cpp failed, or the adapter does not act.
+        """
+        self._end_answer()
+        _check_adapter(adapter)
+        found = self._ids("token ids", ids)
+        if not 1 <= n <= len(found):
+            raise InputError(f"logits of {n} of {len(found)} tokens are asked for, expected 1 to all of them")
+        return self._session.read_each([TokenSpan(found)], n, adapter=self._lora(adapter))
+
+    def run_through(
+        self, prompt: Sequence[Piece] | Int32, *, adapter: AdapterName | None = None
+    ) -> tuple[int, str | None]:
+        """Read a prompt anew, every layer for every token, and forget it: for the observer.
+
+        Args:
+            prompt: pieces, routed as `complete` does it, or token ids, which go through no adapter unasked.
+            adapter: as for `complete`.
+
+        Returns:
+            how many tokens were read, and the adapter that was set for them.
+
+        Raises:
+            InputError: as for `complete` and `token_logits`.
+        """
+        self._end_answer()
+        if isinstance(prompt, np.ndarray):
+            _check_adapter(adapter)
+            found, lora = [TokenSpan(self._ids("token ids", prompt))], self._lora(adapter)
+            return self._session.run_through(found, adapter=lora), lora
+        request = self._request(prompt, {"adapter": adapter}, False)
+        return self._session.run_through(request.spans, adapter=request.adapter), request.adapter
+
     def _request(self, pieces: Sequence[Piece], options: CompleteOptions, with_tools: bool) -> Request:
         max_tokens, adapter = options.get("max_tokens"), options.get("adapter")
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max tokens is {max_tokens}, expected at least 1")
-        if adapter is not None and adapter not in _MODE_OF_ADAPTER:
-            known = ", ".join(_MODE_OF_ADAPTER)
-            raise InputError(f"adapter is {str(adapter)[:40]!r}, expected one of {known}")
+        _check_adapter(adapter)
         draft, n_forced = self._draft(options)
         stop_ids = self._ids("stop ids", options.get("stop_ids", ()))
         kinds = {piece.media.kind for piece in pieces if isinstance(piece, Slot)}
         routed = route(images="image" in kinds, audio="audio" in kinds)
         chosen = adapter or routed.adapter
+        self._guard.media(kinds, self._lora(chosen), self.resident)
         started = time.perf_counter()
         found = spans(pieces, self.tokenizer, lambda m: self._embed(m, routed.audio_projector))
         return Request(
             spans=found,
             mode=_MODE_OF_ADAPTER[adapter] if adapter and not kinds else routed.mode,
-            adapter=None if chosen == self.bundle.merged else chosen,
+            adapter=self._lora(chosen),
             max_tokens=max_tokens,
             stop_ids=frozenset(self.bundle.stop_ids).union(stop_ids.tolist()),
             with_tools=with_tools,
@@ -256,6 +317,10 @@ class Model:
             logprobs=options.get("logprobs", False),
             encode_ms=(time.perf_counter() - started) * 1e3 if kinds else 0.0,
         )
+
+    def _lora(self, adapter: str | None) -> str | None:
+        """The adapter that has to be set: none where it is merged into the backbone."""
+        return None if adapter == self.bundle.merged else adapter
 
     def _draft(self, options: CompleteOptions) -> tuple[Int32, int]:
         draft, n_forced = self._ids("draft", options.get("draft", ())), options.get("n_forced", 0)
@@ -317,3 +382,9 @@ class Model:
     def _note(self, line: str) -> None:
         self._notes.append(line)
         _log.warning("%s", line)
+
+
+def _check_adapter(adapter: str | None) -> None:
+    if adapter is not None and adapter not in _MODE_OF_ADAPTER:
+        known = ", ".join(_MODE_OF_ADAPTER)
+        raise InputError(f"adapter is {str(adapter)[:40]!r}, expected one of {known}")

@@ -21,6 +21,7 @@ from .errors import InputError
 from .parts import EmbedSpan, Float32, Int32, Span, TokenSpan
 
 _GROWTH = 512  # tokens of room to add at least when the cache is full
+_PIECE = 128  # tokens whose logits `run_through` holds at once: 100 MB with a vocabulary of 200,064
 _ROWS_PER_KEY = 1 << 32  # an embedded row's mark is -(key number · this + row + 1): never a token id
 _NOTHING = np.zeros(0, np.int32)
 
@@ -97,28 +98,47 @@ class Session:
         Raises:
             InputError: as for `read`.
         """
-        prompt = sum(len(span) for span in spans)
-        if prompt == 0:
-            raise InputError("the prompt is empty")
-        if prompt > self._limit:
-            raise InputError(f"the prompt has {prompt} tokens, the context holds {self._limit} (see -c)")
+        prompt = self._checked(spans)
         spans = _joined(spans, TokenSpan(proposed[: self._most(prompt) - prompt]))
-        marks = self._mark(spans)
-        total, wanted = len(marks), max(len(marks), prompt + reserve)
-        kept = 0
-        if self._fits(total, adapter):
-            kept = min(_common_prefix(self._marks, marks), prompt - 1, self._decoder.length)
-            self._decoder.rewind(kept)
-            self._reserve(total, wanted)
-        else:
-            self._explain(total, adapter)
-            self._start(total, wanted, adapter)
-        self._marks, self._spans = marks[:kept], []
-        logits = self._feed(spans, marks, kept, 1 + total - prompt)
-        self._spans = spans
-        used = {span.key for span in spans if isinstance(span, EmbedSpan)}
-        self._keys = {key: number for key, number in self._keys.items() if key in used}
-        return logits, kept
+        total = sum(len(span) for span in spans)
+        return self._read(spans, 1 + total - prompt, adapter, max(total, prompt + reserve))
+
+    def read_each(self, spans: Sequence[Span], n: int, *, adapter: str | None) -> Float32:
+        """Make `spans` the sequence, all of it read with the RoPE table that its whole length needs.
+
+        Args:
+            spans: as for `read`.
+            n: 1 to the tokens of the sequence.
+            adapter: as for `read`.
+
+        Returns:
+            float32 [n, vocab_size], the logits after each of the last `n` tokens.
+
+        Raises:
+            InputError: as for `read`.
+        """
+        return self._read(spans, n, adapter, self._checked(spans))[0]
+
+    def run_through(self, spans: Sequence[Span], *, adapter: str | None) -> int:
+        """Read a whole sequence anew, every layer for every token, and forget it: for a decoder's observer.
+
+        Where nobody wants a token's logits, the last layer and the head skip it.
+
+        Returns:
+            how many tokens were read.
+
+        Raises:
+            InputError: as for `read`.
+        """
+        total = self._checked(spans)
+        self.reset()
+        self._start(total, total, adapter)
+        for span in spans:
+            for start in range(0, len(span), _PIECE):
+                (piece,) = _first([_after(span, start)], _PIECE)
+                self._decoder.feed_each(piece, len(piece))
+        self.reset()
+        return total
 
     def step(self, token_id: int) -> Float32:
         """Append one token and return the logits after it: float32 [vocab_size].
@@ -164,6 +184,37 @@ class Session:
         if self._open:
             self._decoder.rewind(0)
         self._spans, self._marks = [], self._marks[:0]
+
+    def _checked(self, spans: Sequence[Span]) -> int:
+        """How many tokens a prompt has; InputError for none or more than the limit."""
+        total = sum(len(span) for span in spans)
+        if total == 0:
+            raise InputError("the prompt is empty")
+        if total > self._limit:
+            raise InputError(f"the prompt has {total} tokens, the context holds {self._limit} (see -c)")
+        return total
+
+    def _read(self, spans: Sequence[Span], n: int, adapter: str | None, wanted: int) -> tuple[Float32, int]:
+        """Make `spans` the sequence, in a cache with room for `wanted` tokens where one has to be made.
+
+        Gives float32 [n, vocab_size], the logits after each of the last `n` tokens, and how many tokens
+        were reused.
+        """
+        marks = self._mark(spans)
+        total, kept = len(marks), 0
+        if self._fits(total, adapter):
+            kept = min(_common_prefix(self._marks, marks), total - n, self._decoder.length)
+            self._decoder.rewind(kept)
+            self._reserve(total, wanted)
+        else:
+            self._explain(total, adapter)
+            self._start(total, wanted, adapter)
+        self._marks, self._spans = marks[:kept], []
+        logits = self._feed(spans, marks, kept, n)
+        self._spans = list(spans)
+        used = {span.key for span in spans if isinstance(span, EmbedSpan)}
+        self._keys = {key: number for key, number in self._keys.items() if key in used}
+        return logits, kept
 
     def _fits(self, total: int, adapter: str | None) -> bool:
         """Whether what is cached was read the way a sequence of `total` tokens has to be."""
