@@ -21,7 +21,7 @@ def convert(
     lora_quant: Annotated[str, typer.Option("--lora-quant", help="Adapters: Q8_0, F16 or Q4_0.")] = "Q8_0",
     encoders: Annotated[str, typer.Option("--encoders", help="ONNX encoders: int8, int4, fp16 or fp32.")] = "int8",
     merge: Annotated[str | None, typer.Option("--merge", help="Merge vision or speech into the backbone.")] = None,
-    imatrix: Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix, llama.cpp's GGUF form.")] = None,
+    imatrix: Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix, of the imatrix command or llama-imatrix.")] = None,
     from_hub: Annotated[bool, typer.Option("--from-hub", help="SRC is a hub id: local cache, then the network.")] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit, with --from-hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="With --from-hub: the local cache only.")] = False,
@@ -93,4 +93,5 @@ def info(
         return
     for line in report.bundle_lines(bundle):
         typer.echo(line)
+    typer.echo(f"{'memory':<16}{report.memory_line(bundle, packed=kernels.active)}")
     typer.echo(f"{'kernels':<16}{report.kernels_line(kernels)}")

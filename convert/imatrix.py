@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An importance matrix of llama.cpp's `llama-imatrix`: how much each input column of a weight matters.
+"""An importance matrix, ours or llama.cpp's `llama-imatrix`: how much each input column of a weight matters.
 
 For a weight NAME the file holds `NAME.in_sum2` (sums of squared inputs, one per column) and
 `NAME.counts` (tokens summed over). Source: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp.
+Ours also has the adapters' matrices, as `speech.blk.0.ffn_up.weight.lora_a`, and the head, which
+llama-imatrix leaves out unless it is untied and asked for (`--process-output`).
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import CheckpointError
+from ..runtime.gguf_header import GgufHeader, read_header
 from .ggml_types import F16, F32, Q8_0
-from .gguf_file import read_gguf
 from .work_plan import Step
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -28,50 +30,53 @@ def read_imatrix(
     """Importances for the tensors of a plan.
 
     Args:
-        steps: the backbone's.
+        steps: the backbone's and the adapters'.
 
     Returns:
-        GGUF tensor name -> float32 [row length], mean squared input of each column; and notes about
+        `Step.imatrix_name` -> float32 [row length], mean squared input of each column; and notes about
         tensors that the file does not cover: they are quantized without.
 
     Raises:
         CheckpointError: not an importance matrix, a wrong length, an impossible value, or nothing in
             it fits the model.
     """
-    file = read_gguf(path)
+    file = read_header(path, CheckpointError)
     if file.keys.get("general.type") != "imatrix":
         raise CheckpointError(
             f"{path}: general.type is {str(file.keys.get('general.type'))[:40]!r}, expected 'imatrix'"
         )
+    # Beside a head of its own the embedding is looked up and multiplied by nothing: no file can cover it.
+    is_looked_up = any(step.group == "output" for step in steps)
     found: dict[str, npt.NDArray[np.float32]] = {}
     missing = []
     for step in steps:
         if step.type in _UNWEIGHTED:
             continue
-        if step.tensor + SUMS not in file.tensors:
-            missing.append(step.tensor)
-            continue
-        if step.tensor + COUNTS not in file.tensors:
-            raise CheckpointError(f"{path}: tensor {step.tensor + COUNTS!r} is missing")
-        sums, counts = (
-            file.float32(step.tensor + SUMS).reshape(-1),
-            file.float32(step.tensor + COUNTS).reshape(-1),
-        )
-        if len(sums) != step.row_length or len(counts) != 1:
-            raise CheckpointError(
-                f"{path}: {step.tensor + SUMS!r} has {len(sums)} values and {len(counts)} counts, "
-                f"expected {step.row_length} and 1"
-            )
-        if not (np.isfinite(sums).all() and (sums >= 0).all() and np.isfinite(counts[0]) and counts[0] >= 0):
-            raise CheckpointError(
-                f"{path}: {step.tensor + SUMS!r} holds a value that is negative or not finite"
-            )
-        # A tensor that no token reached tells nothing: all columns alike, as llama.cpp does.
-        mean = sums / counts[0] if counts[0] > 0 else np.ones_like(sums)
-        found[step.tensor] = np.ascontiguousarray(mean, np.float32)
+        if step.imatrix_name + SUMS in file.tensors:
+            found[step.imatrix_name] = _importance(file, path, step)
+        elif not (is_looked_up and step.group == "token_embd"):
+            missing.append(step.imatrix_name)
     if not found and missing:
         raise CheckpointError(f"{path}: covers none of this model's tensors, e.g. not {missing[0]!r}")
     if not missing:
         return found, ()
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     return found, (f"{path.name} does not cover {missing[0]}{more}: quantized without importances",)
+
+
+def _importance(file: GgufHeader, path: Path, step: Step) -> npt.NDArray[np.float32]:
+    """One tensor's, float32 [row length]."""
+    name = step.imatrix_name
+    if name + COUNTS not in file.tensors:
+        raise CheckpointError(f"{path}: tensor {name + COUNTS!r} is missing")
+    sums, counts = (file.float32(name + suffix).reshape(-1) for suffix in (SUMS, COUNTS))
+    if len(sums) != step.row_length or len(counts) != 1:
+        raise CheckpointError(
+            f"{path}: {name + SUMS!r} has {len(sums)} values and {len(counts)} counts, "
+            f"expected {step.row_length} and 1"
+        )
+    if not (np.isfinite(sums).all() and (sums >= 0).all() and np.isfinite(counts[0]) and counts[0] >= 0):
+        raise CheckpointError(f"{path}: {name + SUMS!r} holds a value that is negative or not finite")
+    # A tensor that no token reached tells nothing: all columns alike, as llama.cpp does.
+    mean = sums / counts[0] if counts[0] > 0 else np.ones_like(sums)
+    return np.ascontiguousarray(mean, np.float32)

@@ -15,7 +15,7 @@ class Options:
     lora_quant: str = "Q8_0"  # see recipe.LORA_TYPES
     encoders: str = "int8"  # see onnx_graph.ENCODER_QUANTS
     merge: str | None = None  # "vision" or "speech": add it to the backbone, write no adapters
-    imatrix: Path | None = None  # llama.cpp's importance matrix, GGUF form
+    imatrix: Path | None = None  # an importance matrix: see imatrix.py
     threads: int | None = None  # None: all cores this process may use
     chat_format: str | None = None  # None: recognised by the chat template
     name: str | None = None  # None: the source's

@@ -45,6 +45,12 @@ class Step:
     values: tuple[float, ...] = ()
     merge: Merge | None = None
     note: str = ""  # why the type is not the recipe's
+    adapter: AdapterName | None = None  # whose tensor; None: the backbone's
+
+    @property
+    def imatrix_name(self) -> str:
+        """In an importance matrix. All adapters have the same names, so theirs are told apart there."""
+        return self.tensor if self.adapter is None else f"{self.adapter}.{self.tensor}"
 
     @property
     def row_length(self) -> int:
@@ -288,7 +294,18 @@ def _adapter(adapter: Adapter, quant: LoraQuant) -> list[Step]:
         for group, info in (("lora_a", pair.a), ("lora_b", pair.b)):
             choice = choose_lora(quant, info.shape[1])
             tensor = f"{pair.target}.{group}"
-            steps.append(Step(file, tensor, group, choice.type, info.shape, info, note=choice.note))
+            steps.append(
+                Step(
+                    file=file,
+                    tensor=tensor,
+                    group=group,
+                    type=choice.type,
+                    shape=info.shape,
+                    source=info,
+                    note=choice.note,
+                    adapter=adapter.name,
+                )
+            )
     return steps
 
 

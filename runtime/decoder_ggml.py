@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,7 +23,8 @@ import numpy as np
 from . import ggml_plugin
 from .errors import BundleError, InputError, KernelError
 from .ggml_log import ENGINE_LOG
-from .gguf_match import match_adapter, match_model
+from .ggml_observer import MatmulObserver
+from .gguf_check import AdapterFile, read_adapter, read_model
 from .parts import EmbedSpan, Float32, Span
 from .spec import RopeTable, TextSpec
 from .threads import default_threads
@@ -46,6 +46,8 @@ class GgmlOptions:
     n_threads: int | None = None  # None: the physical cores this process may use
     n_gpu_layers: int = 0  # -1: all; needs a build with a GPU backend
     kv_type: str = "f16"
+    observer: MatmulObserver | None = None  # of what is fed
+    before_cache: Callable[[int, int], None] | None = None  # told how many tokens it has and gets; may refuse
 
 
 class GgmlDecoder:
@@ -55,16 +57,19 @@ class GgmlDecoder:
         self,
         model_path: Path,
         spec: TextSpec,
-        adapters: Mapping[str, tuple[Path, float]],
+        adapters: Mapping[str, AdapterFile],
         options: GgmlOptions,
+        *,
+        foreign: bool = False,
     ) -> None:
         """Load the weights; contexts and adapters come when they are first needed.
 
         Args:
             model_path: the backbone GGUF.
             spec: what the bundle says the model is; checked against the file.
-            adapters: by name, the LoRA GGUF and its alpha; checked against the file.
+            adapters: by name; each file is checked when it is first needed.
             options: threads, GPU layers and the KV type.
+            foreign: the files are not from a model directory, `spec` is what the backbone says itself.
 
         Raises:
             InputError: an option that this build or machine cannot follow.
@@ -73,9 +78,9 @@ class GgmlDecoder:
         self._model: Any = None
         self._context: Any = None
         self._check(options)
-        self._spec, self._options = spec, options
-        self._paths = {name: path for name, (path, _) in adapters.items()}
-        self._alphas = {name: alpha for name, (_, alpha) in adapters.items()}
+        self._spec, self._options, self._foreign = spec, options, foreign
+        self._files = dict(adapters)
+        self._header = read_model(model_path, None if foreign else spec)
         self._loras: dict[str, Any] = {}
         self._adapter: str | None = None
         self._table: RopeTable = "short"
@@ -91,11 +96,6 @@ class GgmlDecoder:
         llama_cpp.llama_backend_init()
         self._model = self._load(model_path)
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self._model)  # llama_vocab *, for grammars
-        try:
-            match_model(self._model, spec, model_path)
-        except BundleError:
-            self.close()
-            raise
 
     @property
     def spec(self) -> TextSpec:
@@ -105,7 +105,7 @@ class GgmlDecoder:
     @property
     def adapters(self) -> Collection[str]:
         """Names that `open` accepts beside None."""
-        return self._paths.keys()
+        return self._files.keys()
 
     @property
     def adapter(self) -> str | None:
@@ -134,8 +134,8 @@ class GgmlDecoder:
 
     def open(self, *, table: RopeTable, capacity: int, adapter: str | None) -> None:
         """See `decoder.Decoder.open`."""
-        if adapter is not None and adapter not in self._paths:
-            known = ", ".join(self._paths) or "none"
+        if adapter is not None and adapter not in self._files:
+            known = ", ".join(self._files) or "none"
             raise InputError(f"adapter {adapter!r} is not in this model (it has: {known})")
         self._new_context(table, capacity)
         if adapter is not None:
@@ -164,13 +164,14 @@ class GgmlDecoder:
         logits = np.empty((n, self._spec.vocab_size), np.float32)
         done = 0
         try:
-            for start in range(0, len(rows), _BATCH):
-                part = rows[start : start + _BATCH]
-                wanted = max(0, start + len(part) - (len(rows) - n) - done)
-                self._decode(part, max(wanted, 1))
-                if wanted:
-                    logits[done : done + wanted] = self._logits(wanted)
-                    done += wanted
+            with self._options.observer or contextlib.nullcontext():
+                for start in range(0, len(rows), _BATCH):
+                    part = rows[start : start + _BATCH]
+                    wanted = max(0, start + len(part) - (len(rows) - n) - done)
+                    self._decode(part, max(wanted, 1))
+                    if wanted:
+                        logits[done : done + wanted] = self._logits(wanted)
+                        done += wanted
         except BaseException:
             self.rewind(before)
             raise
@@ -248,6 +249,8 @@ class GgmlDecoder:
                 f"llama.cpp cannot hold {capacity} tokens with the short RoPE table: it rounds up to {size}, "
                 f"more than the {rope.original_context} the table serves"
             )
+        if self._options.before_cache is not None:
+            self._options.before_cache(self._capacity, size)
         if self._context is not None:
             llama_cpp.llama_free(self._context)
             self._context = None
@@ -276,6 +279,8 @@ class GgmlDecoder:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         elif self._options.kv_type.startswith("q") or self._options.n_gpu_layers == 0:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if self._options.observer is not None:
+            params.cb_eval = self._options.observer.callback
         params.no_perf = True
         return params
 
@@ -283,12 +288,12 @@ class GgmlDecoder:
         """Load an adapter once, and show that it changes the logits: one that does nothing is an error."""
         if name in self._loras:
             return
-        path = self._paths[name]
+        path = self._files[name].path
+        read_adapter(self._files[name], None if self._foreign else name, self._header)
         ENGINE_LOG.forget()
         lora = self._call(llama_cpp.llama_adapter_lora_init, self._model, os.fsencode(path))
         if not lora:
             raise BundleError(f"{path}: llama.cpp cannot load this adapter: {ENGINE_LOG.reason}")
-        match_adapter(lora, name, self._alphas.get(name, math.nan), path)
         self._loras[name] = lora
         logits = []
         for adapter in (None, name):
