@@ -5,43 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import sys
 from pathlib import Path
 
 from ..runtime.bundle import load
+from ..runtime.cache import CACHE_VARIABLE, cache_directory
 from ..runtime.errors import BundleError, OutputError
 from .options import Options
 from .progress import Progress
 
 RECIPE = "Q8_0"  # 6 MB in all: size is no matter here, and Q8_0 answers as the original does
-CACHE_VARIABLE = "POCKETPHI_CACHE"
 
 
 def builtin_checkpoint() -> Path:
     """phi4-nano's checkpoint, which ships inside the package."""
     return Path(__file__).parent.parent / "nano" / "checkpoint"
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: $POCKETPHI_CACHE, else the platform's place for caches.
-
-    That is ~/Library/Caches/pocketphi on macOS, %LOCALAPPDATA%\\pocketphi\\Cache on Windows, and
-    $XDG_CACHE_HOME/pocketphi or ~/.cache/pocketphi elsewhere.
-    """
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "pocketphi"
-        if sys.platform == "win32":
-            local = os.environ.get("LOCALAPPDATA")
-            return (Path(local) if local else Path.home() / "AppData" / "Local") / "pocketphi" / "Cache"
-        # The specification says to ignore a relative path here.
-        shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (shared if shared.is_absolute() else Path.home() / ".cache") / "pocketphi"
-    except RuntimeError:
-        raise OutputError(f"there is no home directory to keep the model in: set {CACHE_VARIABLE}") from None
 
 
 def builtin_bundle(cache: Path | None = None, progress: Progress | None = None) -> Path:

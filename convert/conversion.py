@@ -21,6 +21,7 @@ from . import output
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
 from .encoder_quant import named_quant
+from .gguf_header import Identity
 from .imatrix import read_imatrix
 from .licence import licence_of
 from .mapping import TensorMap, map_tensors
@@ -31,7 +32,7 @@ from .recipe import named, named_lora
 from .tensor_stream import Importances, Workshop
 from .vocabulary import Vocabulary, read_vocabulary, stop_ids
 from .work_plan import CHUNK_VALUES, Choices, Plan, adapter_file, make_plan, types_of
-from .write_gguf import Identity, write_backbone
+from .write_gguf import write_backbone
 from .write_gguf_lora import write_adapter
 
 TOKENIZER, TEMPLATE, LICENCE = "tokenizer.json", "chat_template.jinja", "LICENSE"
@@ -96,7 +97,7 @@ def prepare(root: Path, options: Options) -> Iterator[Work]:
         plan = make_plan(identity.name, config, tensors, choices, sizes, ())
         importances: Importances = {}
         if options.imatrix is not None:
-            importances, notes = read_imatrix(options.imatrix, plan.steps_of(plan.backbone))
+            importances, notes = read_imatrix(options.imatrix, plan.steps)
             plan = replace(plan, notes=(*plan.notes, *notes))
         yield Work(
             source=source,
@@ -133,7 +134,7 @@ def _write(directory: Path, work: Work, quantizer: Quantizer, progress: Progress
     files = [output.write_file(directory, name, data) for name, data in work.other_files.items()]
     files.append(write_backbone(directory, plan, work.config, work.vocabulary, work.identity, shop, progress))
     for adapter in plan.adapters:
-        files.append(write_adapter(directory, plan, adapter, work.identity.licence, shop, progress))
+        files.append(write_adapter(directory, plan, adapter, work.identity, shop, progress))
     encoders = _write_encoders(directory, work, files, progress)
     manifest = _bundle(directory, work, files, encoders).to_json()
     output.write_file(directory, MANIFEST, manifest.encode("utf-8"))

@@ -4,17 +4,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..runtime.bundle import Source
 from ..runtime.errors import CheckpointError, OutputError
 from .output import HashedFile
 from .work_plan import ALIGNMENT, Step
 
 if TYPE_CHECKING:
     import gguf
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the files of a model say about themselves."""
+
+    name: str
+    licence: str
+    source: Source
+
+
+def add_identity(writer: gguf.GGUFWriter, identity: Identity) -> None:
+    """Add what backbone and adapters have in common: by the fingerprint they are known to belong together."""
+    writer.add_license(identity.licence)
+    writer.add_string("pocketphi.source.fingerprint", identity.source.fingerprint)
 
 
 def write_header(file: HashedFile, writer: gguf.GGUFWriter, steps: Sequence[Step]) -> None:

@@ -31,7 +31,7 @@ class Workshop:
 
     source: Checkpoint
     quantizer: Quantizer
-    importances: Importances  # GGUF tensor name -> float32 [row length]
+    importances: Importances  # `Step.imatrix_name` -> float32 [row length]
     threads: int
 
 
@@ -80,7 +80,7 @@ def _jobs(step: Step, shop: Workshop) -> Iterator[tuple[Callable[[], Bytes], boo
                 rows += np.float32(step.merge.scale) * (b @ a)
             file = shop.source.root / "config.json" if step.source is None else step.source.file
             check_values(rows, step.type, step.sources[0], file)
-            return shop.quantizer.quantize(rows, step.type, shop.importances.get(step.tensor))
+            return shop.quantizer.quantize(rows, step.type, shop.importances.get(step.imatrix_name))
 
         yield job, stop == n_rows
 

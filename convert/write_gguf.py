@@ -7,27 +7,17 @@ Source of the keys: conversion/phi.py and src/models/phi3.cpp in llama.cpp.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.bundle import BundleFile, Source
+from ..runtime.bundle import BundleFile
 from .config import ModelConfig
 from .ggml_types import QUANTIZATION_VERSION
-from .gguf_header import write_header
+from .gguf_header import Identity, add_identity, write_header
 from .output import HashedFile
 from .progress import Progress
 from .tensor_stream import Workshop, write_tensors
 from .vocabulary import Vocabulary, add_to_gguf
 from .work_plan import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a file says about itself."""
-
-    name: str
-    licence: str
-    source: Source
 
 
 def general_name(name: str) -> str:
@@ -60,10 +50,9 @@ def write_backbone(
     writer = gguf.GGUFWriter(None, "phi3")
     writer.add_type("model")
     writer.add_name(general_name(identity.name))
-    writer.add_license(identity.licence)
+    add_identity(writer, identity)
     if "/" in identity.source.name:
         writer.add_source_repo_url(f"https://huggingface.co/{identity.source.name}")
-    writer.add_string("pocketphi.source.fingerprint", identity.source.fingerprint)
     if identity.source.revision is not None:
         writer.add_string("pocketphi.source.revision", identity.source.revision)
     if plan.merged is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..runtime.bundle import BundleFile
-from .gguf_header import write_header
+from .gguf_header import Identity, add_identity, write_header
 from .mapping import Adapter
 from .output import HashedFile
 from .progress import Progress
@@ -15,12 +15,13 @@ from .work_plan import Plan, adapter_file
 
 
 def write_adapter(
-    directory: Path, plan: Plan, adapter: Adapter, licence: str, shop: Workshop, progress: Progress
+    directory: Path, plan: Plan, adapter: Adapter, identity: Identity, shop: Workshop, progress: Progress
 ) -> BundleFile:
     """Write one adapter's file into a directory.
 
     llama.cpp scales by alpha / rank, the rank being B's row length; it reads alpha 0 as "no alpha",
-    which the reader has refused.
+    which the reader has refused. The file says which adapter of which checkpoint it is: the numbers of
+    two adapters may well be the same.
 
     Raises:
         CheckpointError: a tensor cannot be read or quantized.
@@ -34,7 +35,8 @@ def write_adapter(
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_name(f"{adapter.name} adapter")
-    writer.add_license(licence)
+    writer.add_string("pocketphi.adapter", adapter.name)
+    add_identity(writer, identity)
     writer.add_float32("adapter.lora.alpha", adapter.alpha)
     with HashedFile(directory, name) as file:
         write_header(file, writer, steps)

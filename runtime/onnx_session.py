@@ -14,10 +14,8 @@ import onnxruntime
 
 from . import kernels
 from .errors import BundleError, KernelError, one_line
+from .onnx_check import check_graph
 from .parts import Float32
-
-_MAX_GRAPH_BYTES = 64 << 20  # ours are under 1 MB: large weights are in the data file beside
-_LOCATION = b"location"  # the key of TensorProto.external_data that names a file
 
 
 class OnnxSession:
@@ -36,7 +34,7 @@ class OnnxSession:
             BundleError: missing, damaged, with other inputs or outputs, or naming another file.
         """
         self._path = path
-        _check_references(path)
+        check_graph(path, inputs, output)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
@@ -51,13 +49,6 @@ class OnnxSession:
             )
         except Exception as exc:  # ONNX Runtime's own exceptions have no public base class
             raise BundleError(f"{path}: cannot be loaded: {_reason(exc)}") from None
-        found = {i.name: len(i.shape) for i in self._session.get_inputs()}
-        outputs = [o.name for o in self._session.get_outputs()]
-        if found != dict(inputs) or outputs != [output]:
-            raise BundleError(
-                f"{path}: has inputs {_names(found)} and outputs {_names(outputs)}, expected "
-                f"{_names(inputs)} and {output}: it is not the graph that the converter writes"
-            )
 
     def run(self, **inputs: npt.NDArray[Any]) -> Float32:
         """The output for these inputs.
@@ -82,34 +73,6 @@ def _products_saturate() -> bool:
         return False
     features = kernels.cpu_features() if kernels.is_available() else ()
     return not {"avx512vnni", "avxvnni"} & set(features)
-
-
-def _check_references(path: Path) -> None:
-    """Refuse a graph that would have ONNX Runtime open any file but its own data file.
-
-    In protobuf's wire format each reference is the entry "location" (field 1, length 8) followed by the
-    file name (field 2). Wherever the word stands otherwise, something is hidden.
-    """
-    try:
-        if not path.is_file():
-            raise BundleError(f"{path}: no such file, or not a regular one")
-        if path.stat().st_size > _MAX_GRAPH_BYTES:
-            raise BundleError(
-                f"{path}: has {path.stat().st_size:,} bytes, expected at most {_MAX_GRAPH_BYTES:,}"
-            )
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise BundleError(f"{path}: cannot be read: {exc.strerror}") from None
-    name = f"{path.name}.data".encode()
-    entry = b"\n\x08" + _LOCATION + b"\x12" + bytes([len(name)]) + name
-    if raw.count(_LOCATION) != raw.count(entry):
-        raise BundleError(
-            f"{path}: refers to a file other than {path.name}.data: it was not made by the converter"
-        )
-
-
-def _names(names: Mapping[str, int] | list[str]) -> str:
-    return ", ".join(sorted(names))[:200] or "none"
 
 
 def _reason(exc: Exception) -> str:

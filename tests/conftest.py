@@ -14,6 +14,7 @@ from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime.bundle import Bundle
 from pocketphi.runtime.decoder_ggml import GgmlDecoder, GgmlOptions
 from pocketphi.runtime.engine import Model
+from pocketphi.runtime.gguf_check import AdapterFile
 
 from .golden import cases
 
@@ -72,7 +73,7 @@ def open_decoder(bundle: Bundle, kv_type: str = "f32") -> GgmlDecoder:
     return GgmlDecoder(
         bundle.path(bundle.decoder),
         bundle.text,
-        {name: (bundle.path(a.file), a.alpha) for name, a in bundle.adapters.items()},
+        {name: AdapterFile(bundle.path(a.file), a.alpha, a.rank) for name, a in bundle.adapters.items()},
         GgmlOptions(n_threads=2, kv_type=kv_type),
     )
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pocketphi.convert.builtin import builtin_bundle, cache_directory
+from pocketphi.convert.builtin import builtin_bundle
 from pocketphi.runtime import bundle
+from pocketphi.runtime.cache import cache_directory
 from pocketphi.runtime.errors import OutputError
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from pocketphi.convert import Options, convert, plan
-from pocketphi.convert.gguf_file import read_gguf
 from pocketphi.convert.licence import licence_of
 from pocketphi.runtime import bundle
 from pocketphi.runtime.errors import CheckpointError, InputError, OutputError, PocketPhiError
+from pocketphi.runtime.gguf_header import read_header
 
 from .. import tiny
 from ..tiny import NANO
@@ -31,7 +31,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def tensor_bytes(path: Path) -> dict[str, bytes]:
     """Each tensor's data, up to where the next begins."""
-    file, raw = read_gguf(path), path.read_bytes()
+    file, raw = read_header(path), path.read_bytes()
     starts = [*sorted(t.offset for t in file.tensors.values()), len(raw)]
     return {t.name: raw[t.offset : starts[starts.index(t.offset) + 1]] for t in file.tensors.values()}
 

@@ -10,11 +10,11 @@ import pytest
 
 from pocketphi.convert import Options, convert, plan
 from pocketphi.convert.config import read_config
-from pocketphi.convert.gguf_file import read_gguf
 from pocketphi.convert.mapping import expected, map_tensors
 from pocketphi.convert.recipe import RECIPES
 from pocketphi.convert.work_plan import Choices, Plan, make_plan
 from pocketphi.runtime.errors import InputError
+from pocketphi.runtime.gguf_header import read_header
 
 from .. import tiny
 from ..tiny import NANO
@@ -34,12 +34,12 @@ def test_the_files_are_as_planned(tmp_path: Path) -> None:
     planned = plan(NANO, Options())
     bundle = convert(NANO, tmp_path / "out", Options())
     for file in dict.fromkeys(s.file for s in planned.steps):
-        found = read_gguf(bundle.path(file))
+        found = read_header(bundle.path(file))
         steps = planned.steps_of(file)
         assert list(found.tensors) == [s.tensor for s in steps]
         for step in steps:
             tensor = found.tensors[step.tensor]
-            assert (tensor.shape, tensor.type_id) == (step.shape, step.type.id)
+            assert (tensor.shape[::-1], tensor.type_id) == (step.shape, step.type.id)
         last = steps[-1]
         assert found.size - found.tensors[last.tensor].offset == -(-last.nbytes // 32) * 32
     assert planned.quant() == bundle.quant

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pocketphi.convert.gguf_file import read_gguf
 from pocketphi.convert.recipe import LORA_TYPES, RECIPES
 from pocketphi.convert.write_gguf import general_name
 from pocketphi.runtime import bundle
+from pocketphi.runtime.gguf_header import read_header
 
 from .. import tiny
 from ..conftest import Converted
@@ -33,7 +33,7 @@ def backbone(directory: Path) -> Path:
 
 
 def test_metadata(converted: Converted) -> None:
-    file = read_gguf(backbone(converted("phi4-nano", "Q4_K_M")))
+    file = read_header(backbone(converted("phi4-nano", "Q4_K_M")))
     want = {
         "general.architecture": "phi3",
         "general.type": "model",
@@ -66,7 +66,7 @@ def test_metadata(converted: Converted) -> None:
 
 
 def test_members_without_long_rope_have_no_factors(converted: Converted) -> None:
-    file = read_gguf(backbone(converted("phi4-14b", "F32")))
+    file = read_header(backbone(converted("phi4-14b", "F32")))
     assert not any("rope" in name for name in file.tensors)
     assert "phi3.rope.scaling.attn_factor" not in file.keys
     assert "output.weight" in file.tensors
@@ -76,13 +76,15 @@ def test_adapter_metadata(converted: Converted) -> None:
     made = bundle.load(converted("phi4-nano", "Q8_0", "Q8_0"))
     for name, rank, alpha in (("vision", 32, 64.0), ("speech", 64, 128.0)):
         adapter = made.adapters[name]
-        file = read_gguf(made.path(adapter.file))
+        file = read_header(made.path(adapter.file))
         assert file.keys["general.type"] == "adapter" and file.keys["adapter.type"] == "lora"
+        assert file.keys["pocketphi.adapter"] == name
+        assert file.keys["pocketphi.source.fingerprint"] == made.source.fingerprint
         assert file.keys["general.architecture"] == "phi3" and file.keys["adapter.lora.alpha"] == alpha
         assert (adapter.rank, adapter.alpha, adapter.quant) == (rank, alpha, "Q8_0")
         assert len(file.tensors) == 4 * 4 * 2
-        assert file.tensors["blk.3.ffn_up.weight.lora_a"].shape == (rank, 256)
-        assert file.tensors["blk.3.ffn_up.weight.lora_b"].shape == (1536, rank)
+        assert file.tensors["blk.3.ffn_up.weight.lora_a"].shape == (256, rank)
+        assert file.tensors["blk.3.ffn_up.weight.lora_b"].shape == (rank, 1536)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
