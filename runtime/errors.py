@@ -3,6 +3,7 @@
 Every exception this project raises, and the exit code the command line gives it.
 
 * PocketPhiError           exit 1   base class: catch this one; a failure while running
+  + MemoryShortError       exit 1   what is asked for needs more memory than there is
   + InputError             exit 2   a prompt, flag or medium that cannot be used
   + BundleError            exit 3   the model directory is missing, damaged or of another version
   + KernelError            exit 4   a native library refused a call or is of another ABI version
@@ -28,6 +29,15 @@ class PocketPhiError(Exception):
     """Base class of every error that is not a bug."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        """One line: what names and values out of files bring with them cannot steer a terminal."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class MemoryShortError(PocketPhiError):
+    """What is asked for needs more memory than this process may take."""
 
 
 class InputError(PocketPhiError):

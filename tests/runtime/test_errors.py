@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every error promises: one line that a terminal shows as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from pocketphi.runtime.errors import InputError, PocketPhiError
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("a.png: no such file", "a.png: no such file"),
+        ("×  é: 1 … 2", "×  é: 1 … 2"),
+        ("a\nb: no such file", "a\\nb: no such file"),
+        ("\x1b[2J\0\ud800", "\\x1b[2J\\x00\\ud800"),
+    ],
+)
+def test_a_message_is_one_printable_line(given: str, shown: str) -> None:
+    assert str(InputError(given)) == shown
+    assert str(PocketPhiError(given)).isprintable()
