@@ -67,7 +67,7 @@ def transcribe(
     stems = _stems(files, formats, out)
     if out is not None:
         make_folder(out)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type) as loaded:
+    with open_model(model, ctx_size, threads, gpu_layers, cache_type, mode="speech") as loaded:
         job = _job(loaded, task, rules, sampling, n, cache_type)
         work = _Work(Reader(loaded, task, options), rules, formats, job, begin)
         code = _all_of(work, [_Recording(*one) for one in zip(files, stems, strict=True)], out)

@@ -94,7 +94,7 @@ def live(
         make_folder(out)
     check_outputs(out, file, formats, save_audio)
     typer.echo("loading the model…", err=True)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type) as loaded:
+    with open_model(model, ctx_size, threads, gpu_layers, cache_type, mode="speech") as loaded:
         _warm_up(loaded, task)
         if selftest:
             _selftest(loaded, task, options, minutes or _SELFTEST_MINUTES, as_json)

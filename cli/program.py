@@ -14,6 +14,10 @@ import typer
 
 from pocketphi.runtime.errors import PocketPhiError
 
+from .fit import plan
+from .health import doctor
+from .importance import imatrix
+from .judge import evaluate
 from .listen import transcribe
 from .live import live
 from .make import convert, info
@@ -26,8 +30,9 @@ app = typer.Typer(
     help="Microsoft's Phi-4 family on this device: convert a checkpoint, then talk to it, offline.",
 )  # fmt: skip
 
-for _command in (run, chat, transcribe, live, convert, info, bench):  # as --help lists them
-    app.command()(_command)
+# As --help lists them.
+for _command in (run, chat, transcribe, live, convert, plan, imatrix, info, bench, evaluate, doctor):
+    app.command("eval" if _command is evaluate else None)(_command)
 
 
 def _on_sigterm(_signal: int, _frame: object) -> None:
@@ -50,6 +55,8 @@ def perform() -> NoReturn:
         _fail(str(exc), exc.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
+    except MemoryError:
+        _fail("there is not enough memory (`pocketphi plan` says what would fit)", 1)
     except BrokenPipeError:  # whoever read our output has left
         raise SystemExit(1) from None
     except OSError as exc:  # ours are PocketPhiErrors: this one is a standard stream's

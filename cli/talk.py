@@ -46,7 +46,7 @@ from .options import (
     Verbose,
     Video,
 )
-from .values import log_to_stderr, media_of, open_model, options_of, question, sampling_of, to_json
+from .values import log_to_stderr, media_of, mode_of, open_model, options_of, question, sampling_of, to_json
 
 if TYPE_CHECKING:
     from pocketphi.runtime.bundle import Bundle
@@ -90,7 +90,8 @@ def run(
     )
     if mic:
         check_microphone(device)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
+    mode = mode_of(media, speech=mic)
+    with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops, mode=mode) as loaded:
         if mic:
             media.append(_spoken(loaded.bundle, device))
         if raw:
@@ -141,7 +142,8 @@ def chat(
     )
     offered = None if tools is None else read_text(tools, max_bytes=_TOOLS_MAX_BYTES)
     media = media_of(image, audio, video, frames, camera, max_crops)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
+    mode = mode_of(media)
+    with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops, mode=mode) as loaded:
         console = Console()
         if sys.stdin.isatty():
             console.say(f"{loaded.bundle.name}, {loaded.bundle.recipe}. /help lists commands, Ctrl-D leaves.")

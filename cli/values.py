@@ -16,7 +16,8 @@ from .options import Adapter
 
 if TYPE_CHECKING:
     from pocketphi.runtime.engine import CompleteOptions, Model
-    from pocketphi.runtime.parts import Media
+    from pocketphi.runtime.ggml_observer import MatmulObserver
+    from pocketphi.runtime.parts import Media, Mode
     from pocketphi.runtime.sampler import Sampling
 
 _PROMPT_MAX_BYTES = 64 << 20
@@ -25,20 +26,36 @@ _GRAMMAR_MAX_BYTES = 4 << 20
 
 def open_model(
     directory: Path | None, ctx_size: int, threads: int | None, gpu_layers: int, cache_type: str,
-    max_crops: int = 36,
+    max_crops: int = 36, observer: MatmulObserver | None = None, mode: Mode = "language",
 ) -> Model:  # fmt: skip
-    """The model that -m names, or the built-in one."""
+    """The model that -m names, or the built-in one; refused at once where `mode` has no room in memory."""
     path = directory or builtin()
+    from pocketphi.runtime import bundle, ggml_plugin, ram_model
     from pocketphi.runtime.engine import Model
+    from pocketphi.runtime.progress import ProgressBar
 
-    return Model(
-        path,
-        n_ctx=ctx_size,
-        n_threads=threads,
-        n_gpu_layers=gpu_layers,
-        kv_type=cache_type,
-        max_crops=max_crops,
-    )
+    if mode != "language":  # that one the model looks after itself
+        packed, on_cpu = ggml_plugin.load().active, gpu_layers == 0
+        ram_model.Guard(bundle.load(path), cache_type, packed=packed, on_cpu=on_cpu).load(mode)
+    with ProgressBar() as progress:
+        return Model(
+            path,
+            n_ctx=ctx_size,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            kv_type=cache_type,
+            max_crops=max_crops,
+            progress=progress,
+            observer=observer,
+        )
+
+
+def mode_of(media: list[Media], *, speech: bool = False) -> Mode:
+    """What a request with these media, and perhaps something that is still to be said, runs in."""
+    from pocketphi.runtime.router import route
+
+    kinds = {one.kind for one in media}
+    return route(images="image" in kinds, audio=speech or "audio" in kinds).mode
 
 
 def builtin() -> Path:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from .parts import TextEvent as TextEvent
     from .parts import ToolCall as ToolCall
     from .sampler import Sampling as Sampling
+
+# ONNX Runtime's builds for Linux and macOS tell Microsoft about every session, and keep an identifier of
+# the device on disk, unless this is set before the library is first loaded: that comes later than here.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "Answer": "answer",

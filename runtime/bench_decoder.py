@@ -13,6 +13,7 @@ import numpy as np
 
 from .decoder_ggml import GgmlDecoder, GgmlOptions
 from .errors import InputError
+from .gguf_check import AdapterFile
 from .gguf_header import GgufHeader, text_spec
 from .parts import Int32, TokenSpan
 from .spec import TextSpec
@@ -91,9 +92,9 @@ def open_runner(plan: SpeedPlan, header: GgufHeader, lora: GgufHeader | None) ->
     """
     spec = text_spec(header)
     check_room(plan, spec)
-    adapters = {} if lora is None else {_ADAPTER: (lora.path, lora.number("adapter.lora.alpha"))}
+    adapters = {} if lora is None else {_ADAPTER: AdapterFile(lora.path)}
     options = GgmlOptions(plan.n_threads, plan.n_gpu_layers, plan.kv_type)
-    decoder = GgmlDecoder(Path(plan.model), spec, adapters, options)
+    decoder = GgmlDecoder(Path(plan.model), spec, adapters, options, foreign=True)
     try:
         capacity = max(plan.n_ctx, plan.needed)
         decoder.open(

@@ -16,7 +16,8 @@ from .bench_decoder import Sample, SpeedPlan, open_runner
 from .bench_peer import Peer, open_peer
 from .decoder_ggml import KV_BYTES
 from .errors import BundleError, InputError
-from .gguf_header import GgufHeader, Tensor, read_header, text_spec
+from .gguf_check import AdapterFile, read_adapter, read_model
+from .gguf_header import GgufHeader, Tensor, text_spec
 from .machine import Machine, measure
 from .report import human_bytes
 from .spec import TextSpec
@@ -101,11 +102,9 @@ def run(plan: SpeedPlan, *, repetitions: int, compare: bool, note: Callable[[str
         BundleError: not a GGUF, not a model of this family, or an adapter of another one.
         KernelError: no memory, the native library is missing, or the peer failed.
     """
-    header = read_header(Path(plan.model))
+    header = read_model(Path(plan.model), None)
     spec = text_spec(header)
-    lora = None if plan.lora is None else read_header(Path(plan.lora))
-    if lora is not None and lora.texts.get("general.type") != "adapter":
-        raise BundleError(f"{lora.path}: is not an adapter")
+    lora = None if plan.lora is None else read_adapter(AdapterFile(Path(plan.lora)), None, header)
     work = count_work(header, lora, spec, plan.kv_type)
     with ExitStack() as stack:
         note(f"loading {header.path.name}")
@@ -144,12 +143,12 @@ def count_work(header: GgufHeader, lora: GgufHeader | None, spec: TextSpec, kv_t
     """
     if kv_type not in KV_BYTES:
         raise InputError(f"KV type is {kv_type!r}, expected one of {', '.join(KV_BYTES)}")
-    head = header.tensor("output.weight") or header.tensor("token_embd.weight")
+    head = header.tensors.get("output.weight") or header.tensors.get("token_embd.weight")
     if head is None:
         raise BundleError(f"{header.path}: has no output head")
-    layers = [t for t in header.tensors if t.name.startswith("blk.")]
-    adapter = [] if lora is None else list(lora.tensors)
-    norm = header.tensor("output_norm.weight")
+    layers = [t for t in header.tensors.values() if t.name.startswith("blk.")]
+    adapter = [] if lora is None else list(lora.tensors.values())
+    norm = header.tensors.get("output_norm.weight")
     read = [*layers, *adapter, head, *([norm] if norm else [])]
     return Work(
         macs=sum(t.n_values for t in (*layers, *adapter) if _is_matrix(t)),
@@ -160,7 +159,7 @@ def count_work(header: GgufHeader, lora: GgufHeader | None, spec: TextSpec, kv_t
 
 
 def _is_matrix(tensor: Tensor) -> bool:
-    return tensor.shape[1] > 1
+    return tensor.n_values > tensor.shape[0]
 
 
 def _take_turns(

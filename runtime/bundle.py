@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
@@ -26,6 +26,9 @@ ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
     "vision": ("tower", "projector"),
     "speech": ("front", "trunk", "speech-projector", "vision-projector"),
 }
+_MAX_LAYERS = 512  # llama.cpp's own limit
+_MAX_VOCAB_SIZE = 1 << 24  # tokens; a real one has 200,064. Tables of that length are made from it
+_MAX_CONTEXT = (1 << 31) - 1  # tokens: llama.cpp counts positions in 32 bits
 _MANIFEST_MAX_BYTES = 4 << 20  # a real one is under 16 KiB; more is not ours
 
 
@@ -118,20 +121,32 @@ class Bundle:
             BundleError: the first file that differs.
         """
         for entry in self.files:
-            found = sha256_of(self.path(entry.path))
-            if found != entry.sha256:
-                raise BundleError(
-                    f"{self.path(entry.path)}: SHA-256 is {found[:16]}…, {MANIFEST} says {entry.sha256[:16]}…"
-                )
+            self.check_hash(entry)
             yield entry
 
+    def check_hash(self, entry: BundleFile, on_read: Callable[[int], None] | None = None) -> None:
+        """Read one file whole and compare its SHA-256; `on_read` is told how many bytes more were read.
 
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in 1 MiB pieces."""
+        Raises:
+            BundleError: it differs, or cannot be read.
+        """
+        path = self.path(entry.path)
+        try:
+            found = sha256_of(path, on_read)
+        except OSError as exc:
+            raise BundleError(f"{path}: cannot be read: {exc.strerror}") from None
+        if found != entry.sha256:
+            raise BundleError(f"{path}: SHA-256 is {found[:16]}…, {MANIFEST} says {entry.sha256[:16]}…")
+
+
+def sha256_of(path: Path, on_read: Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB pieces; `on_read` is told the size of each."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
+            if on_read is not None:
+                on_read(len(piece))
     return digest.hexdigest()
 
 
@@ -158,8 +173,12 @@ def load(directory: Path) -> Bundle:
     raw = _read_manifest(manifest)
     bundle = _parse(_Fields(raw, str(manifest)), directory)
     listed = {f.path for f in bundle.files}
+    if len(listed) < len(bundle.files):
+        raise BundleError(f"{manifest}: its list of files names one of them twice")
     graphs = [file for encoder in bundle.encoders.values() for file in encoder.graphs.values()]
-    for name in [bundle.decoder, bundle.tokenizer, *(a.file for a in bundle.adapters.values()), *graphs]:
+    weights = [f"{graph}.data" for graph in graphs if (directory / f"{graph}.data").exists()]
+    adapters = [adapter.file for adapter in bundle.adapters.values()]
+    for name in [bundle.decoder, bundle.tokenizer, *adapters, *graphs, *weights]:
         if name not in listed:
             raise BundleError(f"{manifest}: {name!r} is used but not in its list of files")
     root = directory.resolve()
@@ -185,9 +204,8 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise BundleError(f"{manifest}: is not a {FORMAT} manifest")
     if raw.get("version") != VERSION:
-        raise BundleError(
-            f"{manifest}: has format version {raw.get('version')!r}, expected {VERSION}: convert again"
-        )
+        found = repr(raw.get("version"))[:60]
+        raise BundleError(f"{manifest}: has format version {found}, expected {VERSION}: convert again")
     return raw
 
 
@@ -280,6 +298,8 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         adapters[name] = AdapterInfo(
             one.file("file"), one.count("rank"), one.number("alpha"), one.text("quant")
         )
+        if adapters[name].rank == 0:
+            raise BundleError(f"{one.where}: field 'rank' is 0, expected a number above 0")
     encoders: dict[str, EncoderInfo] = {}
     for name, raw in top.fields("encoders").items():
         if name not in ADAPTER_NAMES:
@@ -360,4 +380,11 @@ def _parse_text(t: _Fields) -> TextSpec:
     )
     if min(sizes) < 1 or spec.context_length < 1 or rope.original_context < 1:
         raise BundleError(f"{t.where}: a size is zero")
+    for name, size, most in (
+        ("n_layers", spec.n_layers, _MAX_LAYERS),
+        ("vocab_size", spec.vocab_size, _MAX_VOCAB_SIZE),
+        ("context_length", spec.context_length, _MAX_CONTEXT),
+    ):
+        if size > most:
+            raise BundleError(f"{t.where}: field {name!r} is {size}, expected at most {most}")
     return spec

@@ -68,6 +68,15 @@ def devices() -> list[Device]:
         ]
 
 
+def portaudio_version() -> str:
+    """As PortAudio says it.
+
+    Raises:
+        InputError: as `devices`.
+    """
+    return str(_portaudio().get_portaudio_version()[1])
+
+
 def _portaudio() -> Any:
     """The module; importing it loads and starts PortAudio."""
     try:

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from .errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_NAME_BYTES = 200  # of a name in that of its temporary: file systems take 255
 
 
 def read_text(path: Path, *, max_bytes: int) -> str:
@@ -62,25 +73,111 @@ def decode_text(raw: bytes, where: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file: a temporary sibling, then a rename.
+    """Write a UTF-8 file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind.
+    """
+    try:
+        raw = text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair
+        raise OutputError(f"{str(path)[:200]!r}: cannot be written: the text is not Unicode") from None
+    write_bytes(path, raw)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary sibling, then a rename.
 
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        file, temporary = open_beside(path)
+        with file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except (OSError, ValueError) as exc:  # ValueError: NUL in a name, half a surrogate pair in the text
+            temporary.chmod(0o666 & ~_umask())
+            if sys.platform != "win32":  # there, one that is open cannot be renamed
+                temporary.replace(path)
+        if sys.platform == "win32":
+            temporary.replace(path)
+    except BaseException as exc:  # Ctrl-C too leaves nothing behind
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        reason = "the text is not Unicode" if isinstance(exc, UnicodeEncodeError) else reason_of(exc)
-        raise OutputError(f"{str(path)[:200]!r}: cannot be written: {reason}") from None
+            temporary.unlink(missing_ok=True)
+        if isinstance(exc, (OSError, ValueError)):  # ValueError: NUL in a name
+            raise OutputError(f"{str(path)[:200]!r}: cannot be written: {reason_of(exc)}") from None
+        raise
+
+
+def open_beside(path: Path) -> tuple[IO[bytes], Path]:
+    """A new file that is to become `path`, and its name; only its owner can read it.
+
+    It is locked until it is closed, so it is closed after it was renamed. What killed processes left of earlier
+    ones is removed first. Windows has no such locks: leavings stay there.
+
+    Raises:
+        OSError, ValueError: it cannot be made.
+    """
+    start = os.fsencode(path.name)[:_NAME_BYTES]
+    prefix = f".{os.fsdecode(start)}.partial-"
+    _remove_dead(path.parent, prefix)
+    for _ in range(100):
+        handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+        if fcntl is None or _lock(handle, name):
+            return os.fdopen(handle, "wb"), Path(name)
+        os.close(handle)
+    raise OSError(errno.EAGAIN, "temporary files vanish as soon as they are made")
+
+
+def _remove_dead(folder: Path, prefix: str) -> None:
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False):
+                _remove_if_dead(entry.path)
+
+
+def _remove_if_dead(name: str) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(name, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if _lock(handle, name):
+                Path(name).unlink()
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, name: str) -> bool:
+    """Whether this is now the only process that has the file of that name."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody looks whether its maker is dead
+        return False
+    except OSError:  # a file system without locks
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), Path(name).stat())
+    return False
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before work that takes long, an output that could not be written after it.
+
+    Raises:
+        OutputError: it is a folder, or the folder that it is to be in is not there or not to be written to.
+    """
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not path.parent.is_dir():
+        reason = f"there is no folder {str(path.parent)[:200]}"
+    elif not os.access(path.parent, os.W_OK):
+        reason = f"{str(path.parent)[:200]} is not to be written to"
+    else:
+        return
+    raise OutputError(f"{str(path)[:200]!r}: cannot be written: {reason}")
 
 
 def make_folder(path: Path) -> None:

@@ -41,7 +41,7 @@ def read_header(data: bytes) -> Header | None:
         if pattern.match(data):
             try:
                 header = parse(data)
-            except (struct.error, IndexError):
+            except (struct.error, IndexError, OverflowError):  # the last: an offset beyond any memory
                 raise HeaderError("is cut short in its header") from None
             if header.width <= 0 or header.height <= 0:
                 raise HeaderError(f"says it is {header.width} × {header.height} pixels")

@@ -48,7 +48,7 @@ def log_mel(wave: Float32, sample_rate: int = 16000) -> Float32:
     _check(wave, sample_rate)
     if kernels.is_available():
         return kernels.log_mel(np.ascontiguousarray(wave), sample_rate)
-    return _log_mel_numpy(wave, sample_rate)
+    return log_mel_numpy(wave, sample_rate)
 
 
 def _check(wave: Float32, sample_rate: int) -> None:
@@ -63,7 +63,7 @@ def _check(wave: Float32, sample_rate: int) -> None:
         raise InputError("audio has a sample that is not finite, expected values in [-1, 1]")
 
 
-def _log_mel_numpy(wave: Float32, sample_rate: int) -> Float32:
+def log_mel_numpy(wave: Float32, sample_rate: int) -> Float32:
     """The kernel's formula: pre-emphasis rounded to float32, everything after it in float64."""
     window, hop = kernels.FRAME_SAMPLES[sample_rate]
     # A view: frame f starts at sample f * hop.

@@ -226,6 +226,9 @@ def parse_raw(text: str, control_tokens: Collection[str], media: Sequence[Media]
     Raises:
         InputError: places and media do not match.
     """
+    if not media and (place := _PLACEHOLDER.search(text)):
+        kind = _NAMES[place.group(1)]
+        raise InputError(f"the text has a {place.group()[:40]} place, but no {kind} were given")
     found: list[Piece] = []
     for piece in _content(text, media):
         found += _markup(piece.text, control_tokens) if isinstance(piece, Text) else [piece]

@@ -22,6 +22,7 @@ from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime import ggml_plugin
 from pocketphi.runtime.decoder_ggml import GgmlDecoder, GgmlOptions
 from pocketphi.runtime.engine import Model
+from pocketphi.runtime.gguf_check import AdapterFile
 from pocketphi.runtime.parts import TokenSpan
 from pocketphi.runtime.prompt import TextPiece, parse_raw
 from pocketphi.runtime.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def decoder(directory: Path, kv_type: str = "f16", threads: int = 1) -> GgmlDeco
     return GgmlDecoder(
         bundle.path(bundle.decoder),
         bundle.text,
-        {name: (bundle.path(a.file), a.alpha) for name, a in bundle.adapters.items()},
+        {name: AdapterFile(bundle.path(a.file), a.alpha, a.rank) for name, a in bundle.adapters.items()},
         GgmlOptions(n_threads=threads, kv_type=kv_type),
     )
 

@@ -23,7 +23,7 @@ Float32 = npt.NDArray[np.float32]
 Way = Callable[[Float32, int], Float32]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "logmel"
-WAYS = [logmel.log_mel, logmel._log_mel_numpy]
+WAYS = [logmel.log_mel, logmel.log_mel_numpy]
 
 # One feature of a front end that works in float32 after the FFT, in units of 2^-24 of the energy: rounding
 # the components 1 and taking their magnitude 2, doubled and 1 more by the square; a weight 1, its product 1,
@@ -105,7 +105,7 @@ def test_frame_counts(way: Way, rate: int, seconds: float, frames: int) -> None:
 @pytest.mark.parametrize("seconds", [1, 45])  # 45 s is more than one of numpy's blocks
 def test_numpy_and_kernel_agree(rate: int, seconds: int) -> None:
     wave = np.random.default_rng(1).uniform(-1, 1, seconds * rate).astype(np.float32)
-    native, fallback = kernels.log_mel(wave, rate), logmel._log_mel_numpy(wave, rate)
+    native, fallback = kernels.log_mel(wave, rate), logmel.log_mel_numpy(wave, rate)
     # Both work in float64 and round once. Before that they differ by far less than a rounding of a feature
     # below 32 (tests/kernels derives it), so at most one step of float32 there lies between them.
     assert native.max() < 32
@@ -175,7 +175,7 @@ import numpy as np
 from pocketphi.runtime import kernels, logmel
 x = np.sin(np.arange(1600, dtype=np.float32))
 print(kernels.__file__, kernels.is_available())
-print(logmel.log_mel(x).tolist() == logmel._log_mel_numpy(x, 16000).tolist())
+print(logmel.log_mel(x).tolist() == logmel.log_mel_numpy(x, 16000).tolist())
 try:
     kernels.cpu_features()
 except kernels.KernelError as exc:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from pocketphi.convert.checkpoint import Checkpoint
 from pocketphi.convert.config import ModelConfig, read_config
 from pocketphi.convert.ggml_types import F16, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0
+from pocketphi.convert.gguf_header import Identity
 from pocketphi.convert.mapping import Adapter, LoraPair, TensorMap, linear_shapes, text_targets
 from pocketphi.convert.progress import Silent
 from pocketphi.convert.quantize import Quantizer
@@ -34,7 +35,7 @@ from pocketphi.convert.safetensors_file import TensorInfo
 from pocketphi.convert.tensor_stream import Workshop
 from pocketphi.convert.vocabulary import read_vocabulary
 from pocketphi.convert.work_plan import CHUNK_VALUES, Choices, Plan, make_plan
-from pocketphi.convert.write_gguf import Identity, write_backbone
+from pocketphi.convert.write_gguf import write_backbone
 from pocketphi.convert.write_gguf_lora import write_adapter
 from pocketphi.runtime.bundle import BundleFile, Source
 
@@ -52,6 +53,7 @@ PLAIN: Mapping[str, Recipe] = {
     "F16": Recipe("F16", 1, base=F16, head=F16, qkv=F16, down=F16, down_more=F16),
 }
 ENDOFTEXT = 199999
+IDENTITY = Identity("random Phi-4-mini", "mit", Source("random", None, "0" * 64))
 BLOCK_VALUES = 8 * CHUNK_VALUES
 NOWHERE = Path("random")
 
@@ -108,10 +110,9 @@ def write_model(out: Path, recipe: Recipe, n_layers: int) -> None:
         where=str(REAL_TOKENIZER),
     )
     plan = _plan(config, Choices(recipe, "Q8_0", None, _threads()), {})
-    identity = Identity("random Phi-4-mini", "mit", Source("random", None, "0" * 64))
     _write_as(
         out,
-        lambda directory: write_backbone(directory, plan, config, vocabulary, identity, _shop(), Silent()),
+        lambda directory: write_backbone(directory, plan, config, vocabulary, IDENTITY, _shop(), Silent()),
     )
 
 
@@ -127,7 +128,7 @@ def write_lora(out: Path, quant: str, rank: int, n_layers: int) -> None:
     adapter = Adapter("speech", rank, 2.0 * rank, tuple(pairs))
     choices = Choices(RECIPES["Q4_0"], named_lora(quant), None, _threads())
     plan = _plan(config, choices, {"speech": adapter})
-    _write_as(out, lambda directory: write_adapter(directory, plan, adapter, "mit", _shop(), Silent()))
+    _write_as(out, lambda directory: write_adapter(directory, plan, adapter, IDENTITY, _shop(), Silent()))
 
 
 def _config(n_layers: int) -> dict[str, Any]:
