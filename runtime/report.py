@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from . import ram_model
 from .bundle import Bundle
 from .parts import BenchRow, Reply
 
@@ -82,6 +83,15 @@ def bundle_lines(bundle: Bundle) -> list[str]:
         *(("file", f"{f.path}  {human_bytes(f.size)}  sha256 {f.sha256[:16]}…") for f in bundle.files),
     ]
     return [f"{key:<16}{value}" for key, value in rows]
+
+
+def memory_line(bundle: Bundle, *, packed: bool) -> str:
+    """What each mode needs, with 4,096 tokens; `packed`: our kernels run, see `ram_model.Use`."""
+    sizes = ram_model.sizes_of(bundle)
+    n_ctx = min(4096, bundle.text.context_length)
+    uses = (ram_model.Use(mode, n_ctx, packed=packed) for mode in ram_model.modes_of(sizes))
+    found = ", ".join(f"{use.mode} {human_bytes(ram_model.estimate(sizes, use).wanted)}" for use in uses)
+    return f"{found}, with {n_ctx} tokens, estimated (see `pocketphi plan`)"
 
 
 def kernels_line(state: PluginState, counts: Mapping[str, int] | None = None) -> str:

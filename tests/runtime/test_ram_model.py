@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates of memory and speed: their arithmetic, and phi4-nano's peak in a real process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pocketphi.runtime import bundle as bundles
+from pocketphi.runtime import decoder_ggml, machine, ram_model
+from pocketphi.runtime.engine import Model
+from pocketphi.runtime.errors import MemoryShortError
+from pocketphi.runtime.ram_model import FileSize, Sizes, Use
+from pocketphi.runtime.spec import RopeSpec, TextSpec
+
+# Phi-4-multimodal: 32 layers of 3,072, 24 heads of 128 with 8 for keys and values, MLP 8,192.
+ROPE = RopeSpec(96, 1e4, 4096, 1.19, (1.0,) * 48, (1.0,) * 48)
+TEXT = TextSpec(3072, 32, 24, 8, 128, 8192, 200064, 131072, 1e-5, True, ROPE)
+QUANT = {
+    "token_embd": "Q6_K",
+    "attn_qkv": "Q6_K",
+    "attn_output": "Q4_0",
+    "ffn_up": "Q4_0",
+    "ffn_down": "Q6_K",
+}
+FULL = Sizes(
+    TEXT, 2_667_230_848, QUANT,
+    {"vision": FileSize(392_185_344, "Q8_0"), "speech": FileSize(490_227_200, "Q8_0")},
+    {"vision": FileSize(429_933_732, "int8"), "speech": FileSize(470_664_544, "int8")}, 13_280_468,
+)  # fmt: skip
+
+
+def test_the_cache_is_two_rows_for_each_layer_and_token_in_whole_cells() -> None:
+    assert ram_model.kv_bytes(TEXT, 4096, "f16") == 4096 * 2 * 32 * 8 * 128 * 2
+    assert ram_model.kv_bytes(TEXT, 4097, "f32") == 4352 * 2 * 32 * 8 * 128 * 4
+    for name, n_bytes in decoder_ggml.KV_BYTES.items():
+        assert ram_model.kv_bytes(TEXT, 1, name) == 256 * TEXT.kv_values_per_token * n_bytes
+    assert ram_model.CELLS == decoder_ggml._CELLS
+    assert ram_model._BATCH == decoder_ggml._BATCH
+
+
+def test_packed_weights_are_a_copy_and_a_tied_embedding_stays_mapped_too() -> None:
+    found = ram_model.estimate(FULL, Use())
+    embedding = 200064 * 3072 * 210 // 256
+    assert (found.weights, found.mapped, found.loading) == (FULL.backbone, embedding, FULL.backbone)
+    untied = ram_model.estimate(replace(FULL, text=replace(TEXT, tied_head=False)), Use())
+    assert (untied.weights, untied.mapped) == (FULL.backbone - embedding, embedding)
+
+
+def test_stock_ggml_copies_four_bit_matrices_and_maps_the_file() -> None:
+    found = ram_model.estimate(FULL, Use(packed=False))
+    assert found.weights == 32 * (3072 * 3072 + 16384 * 3072) * 18 // 32
+    assert found.mapped == FULL.backbone
+
+
+def test_a_peak_is_loading_or_asking_and_parts_are_in_it_once() -> None:
+    found = ram_model.estimate(FULL, Use("vision", 4096))
+    assert found.peak == found.program + found.weights + found.loading  # the copy beside the file
+    busy = ram_model.estimate(FULL, Use("vision", 65536))
+    parts = busy.program + busy.weights + busy.mapped + busy.encoder + busy.adapter + busy.kv + busy.compute
+    assert busy.peak == busy.asking == parts
+    assert busy.certain == parts - busy.mapped
+    assert busy.wanted == parts + busy.margin
+    assert set(busy.to_object()) >= {"weights", "kv", "margin", "peak", "total"}
+
+
+# Resident memory in MB while it encodes and decodes, once it is loaded; SPEED.md's machine, full size.
+# Text and picture by `tests/tools/check_ram.py`; the clips one after the other in one process.
+@pytest.mark.parametrize(
+    ("use", "megabytes"),
+    [
+        (Use("language", 508), 3700),
+        (Use("language", 4058), 4176),
+        (Use("vision", 555, image=(448, 448)), 4605),
+        (Use("speech", 131, seconds=10), 4656),
+        (Use("speech", 756, seconds=60), 4801),
+        (Use("vision_speech", 676, image=(448, 448), seconds=10), 5172),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Use) else str(value),
+)
+def test_full_size_within_a_tenth_of_what_was_measured(use: Use, megabytes: int) -> None:
+    assert ram_model.estimate(FULL, use).asking == pytest.approx(megabytes * 1e6, rel=0.1)
+    assert ram_model.estimate(FULL, use).peak == pytest.approx(5.794e9, rel=0.1)  # of loading, in all of them
+
+
+def test_media_make_room_for_themselves_in_the_context() -> None:
+    use = Use("vision_speech", 256, image=(1344, 896), seconds=10)
+    assert (use.image_tokens, use.audio_tokens) == (1841, 126)
+    assert use.context == 2048
+    assert replace(use, mode="language").context == 256
+
+
+def test_fewer_crops_and_smaller_caches_need_less_and_longer_clips_more() -> None:
+    use = Use("vision_speech", 256, image=(3000, 2000), seconds=30)
+    base = ram_model.estimate(FULL, use).certain
+    assert ram_model.estimate(FULL, replace(use, max_crops=4)).certain < base
+    assert ram_model.estimate(FULL, replace(use, kv_type="q8_0")).certain < base
+    assert ram_model.estimate(FULL, replace(use, seconds=600)).certain > base
+
+
+def test_modes_are_those_with_an_encoder() -> None:
+    assert ram_model.modes_of(FULL) == ("language", "vision", "speech", "vision_speech")
+    speech = replace(FULL, encoders={"speech": FULL.encoders["speech"]})
+    assert ram_model.modes_of(speech) == ("language", "speech")
+    assert ram_model.modes_of(replace(FULL, encoders={})) == ("language",)
+
+
+def test_the_largest_context_fits_and_one_cell_more_does_not() -> None:
+    n = ram_model.largest_context(TEXT, "f16", 2 << 30)
+
+    def needed(n_ctx: int) -> int:
+        return ram_model.kv_bytes(TEXT, n_ctx, "f16") + ram_model.compute_bytes(TEXT, n_ctx, "f16", False)
+
+    assert needed(n) <= 2 << 30 < needed(n + ram_model.CELLS)
+    assert ram_model.largest_context(TEXT, "f16", 1000) == 0
+    assert ram_model.largest_context(TEXT, "f16", 1 << 50) == TEXT.context_length
+
+
+# SPEED.md, "The whole chain at full size": what was measured, on a machine that reached 1,956 GOPS of int8,
+# 450 GFLOPS and 46 GB/s that day (its rates over its shares). First token in seconds, tokens a second.
+@pytest.mark.parametrize(
+    ("use", "tokens", "first_s", "per_s"),
+    [
+        (Use(), 504, 3.047, 12.0),
+        (Use("vision", image=(448, 448)), 551, 5.984, 11.4),
+        (Use("vision"), 1847, 23.171, 14.2),
+        (Use("speech", seconds=10), 131, 1.194, 11.5),
+        (Use("speech", seconds=30), 381, 3.267, 10.8),
+    ],
+    ids=["text", "448", "1344", "10 s", "30 s"],
+)
+def test_expected_speed_is_near_what_was_measured(
+    use: Use, tokens: int, first_s: float, per_s: float
+) -> None:
+    probe = machine.Machine(1956.0, 450.0, 46.0, 2, ())
+    work = machine.Work(*ram_model.work_of(FULL, use))
+    encode = sum(machine.encode_s(probe, *one) for one in ram_model.encoder_work(FULL, use))
+    # The figures themselves drift by a tenth from run to run, and writing by where the weights lie in memory.
+    assert encode + machine.read_s(probe, work, tokens) == pytest.approx(first_s, rel=0.2)
+    assert machine.write_rate(probe, work, tokens) == pytest.approx(per_s, rel=0.3)
+
+
+ASK = """
+import json, sys
+from pathlib import Path
+from pocketphi.cli import main
+sys.argv[0] = "pocketphi"
+main()
+"""
+
+
+def peak(directory: Path, *arguments: str) -> int:
+    command = [sys.executable, "-c", ASK, "run", "-m", str(directory), "-n", "2", "--json", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    return int(json.loads(done.stdout)["peak_rss_bytes"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the constants are Linux's")
+def test_a_run_of_phi4_nano_takes_what_is_predicted(nano: Path) -> None:
+    sizes = ram_model.sizes_of(bundles.load(nano))
+    text = ram_model.estimate(sizes, Use("language", 6))
+    assert text.peak == pytest.approx(peak(nano, "-p", "Say x."), rel=0.1)
+    clip = str(Path(__file__).parent.parent / "audio" / "jfk.flac")  # 11 s
+    speech = ram_model.estimate(sizes, Use("speech", 150, seconds=11))
+    assert speech.peak == pytest.approx(peak(nano, "--audio", clip), rel=0.1)
+
+
+def test_a_guard_knows_what_is_there_already(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = ram_model.Guard(bundles.load(nano), "f16", packed=True, on_cpu=True)
+    monkeypatch.setattr(ram_model, "_SPARE", 0.0)  # of full-size vocabularies; nano's hides its encoders
+    told: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        ram_model.memory, "require", lambda what, needed, *_, **__: told.append((what, needed))
+    )
+    guard.media({"image"}, "vision", ())
+    guard.media({"image"}, "vision", ("vision encoder",))
+    guard.media({"image"}, "vision", ("vision encoder", "vision adapter"))
+    guard.media((), None, ())
+    assert [what.split(": ")[1] for what, _ in told] == [
+        "vision adapter and vision encoder",
+        "vision adapter",
+    ]
+    assert told[0][1] > told[1][1] > 0
+    told.clear()
+    guard.cache(4096, 512)  # a smaller one is never refused
+    assert told == []
+    guard.cache(512, 4096)
+    guard.cache(0, 4096)
+    assert told[0][1] < told[1][1]
+    told.clear()
+    ram_model.Guard(bundles.load(nano), "f16", packed=True, on_cpu=False).load()
+    assert told == []  # a GPU's memory is not known here
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(
+    nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = [ram_model.memory.Room(1 << 20, "this machine")]
+    monkeypatch.setattr(ram_model.memory, "rooms", lambda *_: rooms)
+    with pytest.raises(
+        MemoryShortError, match=r"^phi4-nano needs .*, this machine leaves 1.0 MiB: a smaller"
+    ) as info:
+        Model(nano)
+    assert info.value.exit_code == 1
+    monkeypatch.setenv(ram_model.memory.VARIABLE, "off")
+    with Model(nano) as model:
+        assert model.complete("<|user|>Say x.<|end|><|assistant|>", max_tokens=1).token_ids

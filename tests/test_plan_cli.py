@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pocketphi plan` as a user runs it: on model directories, checkpoints, and what is neither."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketphi import convert as converter
+from pocketphi.convert.recipe import RECIPES
+from pocketphi.convert.survey import survey
+from pocketphi.runtime import bundle as bundles
+from pocketphi.runtime import kernels, ram_model
+
+from . import tiny
+from .conftest import Converted
+from .test_cli import call, failed
+
+MODES = ["language", "vision", "speech", "vision_speech"]
+
+
+def plan(env: dict[str, str], *arguments: str | Path) -> Any:
+    code, out, err = call(env, "plan", *arguments, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_a_model_directory_says_what_each_mode_takes_and_how_fast_it_is(
+    env: dict[str, str], nano: Path
+) -> None:
+    found = plan(env, nano, "--ram", "1G", "--ctx", "512", "--image", "448x448", "--audio", "5")
+    assert (found["ram"], found["context"], list(found["modes"])) == (1 << 30, 512, MODES)
+    for mode in found["modes"].values():
+        parts = (
+            mode[n] for n in ("program", "weights", "adapter", "kv", "encoder", "compute", "mapped", "margin")
+        )
+        assert mode["total"] >= sum(parts)
+        assert mode["fits"] is True
+    assert found["modes"]["language"]["largest_context"] == 8192
+    assert found["modes"]["vision"]["context"] == 768  # 545 tokens of the picture, and the question's
+    if kernels.is_available():
+        assert found["speed"]["machine"]["int8_gops"] > 0
+        assert min(s["write_per_second"] for s in found["speed"]["modes"].values()) > 0
+
+
+def test_the_flags_it_names_make_it_fit(env: dict[str, str], nano: Path) -> None:
+    sizes = ram_model.sizes_of(bundles.load(nano))
+
+    def total(**changes: Any) -> int:
+        return ram_model.estimate(sizes, ram_model.Use("vision", **({"n_ctx": 8192} | changes))).wanted
+
+    ram = (total() + total(max_crops=1, kv_type="q8_0", n_ctx=512)) // 2
+    found = plan(env, nano, "--ram", str(ram), "--ctx", "8192")["modes"]["vision"]
+    assert (found["fits"], found["total"]) == (False, total())
+    flags = dict(zip(found["flags"][::2], found["flags"][1::2], strict=True))
+    names = {"-c": "n_ctx", "--max-crops": "max_crops", "--cache-type": "kv_type"}
+    changes = {names[k]: v if k == "--cache-type" else int(v) for k, v in flags.items()}
+    assert changes and total(**changes) <= ram
+    assert 0 < found["largest_context"] < 8192
+    nothing = plan(env, nano, "--ram", "1M")["modes"]["language"]
+    assert (nothing["fits"], nothing["flags"], nothing["largest_context"]) == (False, [], 0)
+
+
+def test_a_checkpoint_gets_every_recipe_and_the_command_of_the_best(env: dict[str, str]) -> None:
+    found = plan(env, tiny.NANO, "--ram", "10G")
+    assert {row["recipe"] for row in found["recipes"]} == set(RECIPES)
+    assert all(row["fits"] and list(row["modes"]) == MODES for row in found["recipes"])
+    words = shlex.split(found["convert"])
+    assert words[:3] == ["pocketphi", "convert", str(tiny.NANO)]
+    assert words[-6:] == ["--quant", "F16", "--lora-quant", "F16", "--encoders", "fp16"]
+    assert plan(env, tiny.NANO, "--ram", "1M")["convert"] is None
+
+
+def test_people_get_a_table_and_the_word_estimated(env: dict[str, str], nano: Path) -> None:
+    code, out, err = call(env, "plan", nano, "--ram", "60M")
+    assert (code, err) == (0, "")
+    assert out.startswith("phi4-nano: 0.06 GB of memory; 4096 tokens, picture 1344×896, clip 30 s")
+    for word in ("weights", "adapter", "KV", "encoder", "program", "margin", "peak RSS"):
+        assert word in out.splitlines()[1]
+    assert "language: does not fit" in out
+    assert "estimated speed" in out or "no speed: " in out
+
+
+def test_a_surveyed_size_is_near_what_convert_writes(converted: Converted) -> None:
+    """At full size, encoders are within 2 %; phi4-nano's graphs weigh as much as its small weights."""
+    made = ram_model.sizes_of(
+        bundles.load(converted("phi4-nano", "Q8_0", lora_quant="Q8_0", encoders="int8"))
+    )
+    found = survey(tiny.NANO)
+    one = next(c for c in found.candidates if (c.recipe, c.lora_quant) == ("Q8_0", "Q8_0"))
+    planned = converter.plan(tiny.NANO, converter.Options("Q8_0", "Q8_0", "int8"))
+    assert one.disk == planned.total_bytes
+    assert found.tokenizer == made.tokenizer
+    assert dict(one.quant) == dict(made.quant)
+    assert made.backbone - planned.metadata_bytes <= one.backbone <= made.backbone
+    assert {n: b <= made.adapters[n].n_bytes < b + 65536 for n, b in one.adapter_bytes.items()} == {
+        "vision": True, "speech": True
+    }  # fmt: skip
+    assert list(one.encoder_bytes) == ["vision", "speech"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ram", "much"], "--ram is 'much', expected a size such as 8G, 7.5GiB, 512M or 8000000000"),
+        (["--image", "wide"], "--image is 'wide', expected WxH"),
+        (["--image", "0x5"], "--image is '0x5', expected WxH"),
+        (["--image", "99999x99999"], "at most 100,000,000 pixels"),
+        (["--image", "90000x10"], "--image: 90000 × 10 pixels is too long and thin"),
+        (["--audio", "0"], "--audio is 0 seconds, expected 0.025 to 14400"),
+        (["--audio", "nan"], "--audio is nan seconds"),
+        (["--ctx", "8193"], "context is 8193 tokens, this model takes 1 to 8192"),
+        (["--cache-type", "q2"], "--cache-type is 'q2', expected one of f32, f16, q8_0, q4_0"),
+        (["--max-crops", "37"], "--max-crops is 37, expected 1 to 36"),
+        (["--threads", "0"], "threads is 0, expected 1 to 512"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_what_it_cannot_plan_for_is_one_line(
+    arguments: list[str], said: str, env: dict[str, str], nano: Path
+) -> None:
+    code, err = failed(env, "plan", nano, *arguments)
+    assert code == 2
+    assert said in err
+
+
+def test_a_place_that_holds_no_model_is_one_line(env: dict[str, str], tmp_path: Path) -> None:
+    assert failed(env, "plan", tmp_path / "gone")[0] == 3
+    assert failed(env, "plan", tmp_path)[0] == 5
