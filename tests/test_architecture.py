@@ -30,6 +30,7 @@ LAYERS = (
         "decoder",
         "messages",
         "json_schema",
+        "gbnf",
         "voice",
         "agreement",
         "speech_task",
