@@ -21,22 +21,25 @@ _AGAIN_S = 0.02
 def main() -> None:
     """The program, to its end: see `program.perform`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is to be ignored
-        signal.signal(signal.SIGINT, _on_sigint)
+        signal.signal(signal.SIGINT, on_signal)
     try:
-        from .program import perform
+        try:
+            from .program import perform
 
-        perform()
+            perform()
+        finally:  # all is done: nothing is left to break off, and an exception would only be printed
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one may have come before the line above
         raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: nothing is left to break off
 
 
-def _on_sigint(_signal: int, frame: FrameType | None) -> None:
-    """Interrupt, but where the exception would not come through: there, try again a little later."""
+def on_signal(number: int, frame: FrameType | None) -> None:
+    """SIGINT and SIGTERM end the program, but where the exception would be lost: there, a little later."""
     if not _swallows(frame):
-        raise KeyboardInterrupt
-    later = threading.Timer(_AGAIN_S, _interrupt_again)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    later = threading.Timer(_AGAIN_S, _signal_again, (number,))
     later.daemon = True
     later.start()
 
@@ -57,8 +60,8 @@ def _swallows(frame: FrameType | None) -> bool:
     return False
 
 
-def _interrupt_again() -> None:
+def _signal_again(number: int) -> None:
     if sys.platform == "win32":
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
     else:  # to the main thread: if it waits for input by now, that has to end
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)

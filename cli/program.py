@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from pocketphi.runtime.errors import PocketPhiError
 
+from . import on_signal
 from .fit import plan
 from .health import doctor
 from .importance import imatrix
@@ -30,13 +31,17 @@ app = typer.Typer(
     help="Microsoft's Phi-4 family on this device: convert a checkpoint, then talk to it, offline.",
 )  # fmt: skip
 
+_EXPECTED = {  # what pydantic calls it: what to say
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "float_parsing": "a number",
+}
+
 # As --help lists them.
 for _command in (run, chat, transcribe, live, convert, plan, imatrix, info, bench, evaluate, doctor):
     app.command("eval" if _command is evaluate else None)(_command)
-
-
-def _on_sigterm(_signal: int, _frame: object) -> None:
-    raise SystemExit(143)
 
 
 def perform() -> NoReturn:
@@ -47,7 +52,7 @@ def perform() -> NoReturn:
         KeyboardInterrupt: Ctrl-C outside a command.
     """
     _repair_streams()
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, on_signal)
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -64,10 +69,12 @@ def perform() -> NoReturn:
             raise
         _fail(f"standard output: cannot be written: {exc.strerror}", 6)
     except Exception as exc:
+        if str(exc) == "can't start new thread":  # Python's RuntimeError: no room for its stack
+            _fail("there is not enough memory for another thread (-t sets their number)", 1)
         # Usage errors: Typer keeps its exception classes private, but not their method.
         if not hasattr(exc, "format_message"):
             raise
-        _fail(f"{exc.format_message()} (see --help)", 2)
+        _fail(f"{_usage(exc)} (see --help)", 2)
     finally:
         _drop_unwritten()
     raise SystemExit(code if isinstance(code, int) else 0)
@@ -94,6 +101,20 @@ def _drop_unwritten() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _usage(exc: Any) -> str:
+    """What Typer says; of a number in our words, since Typer's, which are pydantic's, leave out what was found."""
+    param, cause = getattr(exc, "param", None), exc.__cause__
+    if param is None or not hasattr(cause, "errors"):
+        return str(exc.format_message())
+    first = cause.errors()[0]
+    wanted = _EXPECTED.get(first["type"])
+    if wanted is None:
+        return str(exc.format_message())
+    found = str(first["input"])[:40]
+    shown = found if "{" in wanted else repr(found)  # a number outside its range, or something that is none
+    return f"{'/'.join(param.opts)} is {shown}, expected {wanted.format_map(first.get('ctx', {}))}"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

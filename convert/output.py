@@ -176,10 +176,11 @@ def _new_partial(out: Path) -> tuple[Path, int | None]:
             partial.mkdir()
             if fcntl is None:
                 return partial, None
-            lock = os.open(partial, os.O_RDONLY)
-            if _lock(lock) is not False and partial.is_dir():
-                return partial, lock
-            os.close(lock)
+            with contextlib.suppress(FileNotFoundError):  # already taken for one of the dead
+                lock = os.open(partial, os.O_RDONLY)
+                if _lock(lock) is not False and partial.is_dir():
+                    return partial, lock
+                os.close(lock)
     except OSError as exc:
         raise OutputError(f"{out}: cannot be created in {out.parent}: {_reason(exc)}") from None
     raise OutputError(f"{out}: cannot be created: temporary directories vanish as soon as they are made")
@@ -191,9 +192,14 @@ def _remove_dead(out: Path) -> None:
         if fcntl is not None:
             for path in out.parent.glob(f".{_escaped(out.name)}.partial-*"):
                 _remove_if_dead(path)
-        if out.is_dir():  # a replaced output that could not be removed; without `out` it is the only copy
-            for path in out.parent.glob(f".{_escaped(out.name)}.replaced-*"):
+        if out.is_dir():  # without it, what it would have replaced is the only copy
+            for path in _replaced(out):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _replaced(out: Path) -> list[Path]:
+    """Earlier outputs that could not be removed, or whose replacer was killed half-way."""
+    return list(out.parent.glob(f".{_escaped(out.name)}.replaced-*"))
 
 
 def _escaped(name: str) -> str:
@@ -213,22 +219,24 @@ def _lock(handle: int) -> bool | None:
 
 def _remove_if_dead(partial: Path) -> None:
     """Remove a temporary directory whose maker lives no more; the lock is held meanwhile."""
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        if _lock(lock):
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
+    with contextlib.suppress(OSError):  # gone by itself
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            if _lock(lock):
+                shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _replace(partial: Path, out: Path, *, overwrite: bool) -> None:
     check_free(out, overwrite=overwrite)  # again: another process may have been faster
     try:
-        old = None
+        old, replaced = None, _replaced(out)
         if out.is_dir():
             if any(out.iterdir()):
                 old = out.parent / f".{out.name}.replaced-{secrets.token_hex(4)}"
                 out.rename(old)
+                replaced.append(old)
             else:
                 out.rmdir()
         try:
@@ -239,5 +247,5 @@ def _replace(partial: Path, out: Path, *, overwrite: bool) -> None:
             raise
     except OSError as exc:
         raise OutputError(f"{out}: cannot be put in place: {_reason(exc)}") from None
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    for path in replaced:
+        shutil.rmtree(path, ignore_errors=True)

@@ -29,6 +29,7 @@ ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _MAX_VOCAB_SIZE = 1 << 24  # tokens; a real one has 200,064. Tables of that length are made from it
 _MAX_CONTEXT = (1 << 31) - 1  # tokens: llama.cpp counts positions in 32 bits
+_SEAL = "sha256"  # of the manifest itself; one written by hand has none
 _MANIFEST_MAX_BYTES = 4 << 20  # a real one is under 16 KiB; more is not ours
 
 
@@ -111,8 +112,7 @@ class Bundle:
         plain = asdict(self)
         del plain["root"]
         plain["files"] = sorted(plain["files"], key=lambda f: f["path"])
-        head = {"format": FORMAT, "version": VERSION}
-        return json.dumps(head | plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return _sealed({"format": FORMAT, "version": VERSION, **plain})
 
     def check_hashes(self) -> Iterator[BundleFile]:
         """Read every file whole and compare its SHA-256; yields each one that is as listed.
@@ -137,6 +137,16 @@ class Bundle:
             raise BundleError(f"{path}: cannot be read: {exc.strerror}") from None
         if found != entry.sha256:
             raise BundleError(f"{path}: SHA-256 is {found[:16]}…, {MANIFEST} says {entry.sha256[:16]}…")
+
+
+def _sealed(plain: dict[str, Any]) -> str:
+    """A manifest's text with its own SHA-256 as one more field: that of the text without it."""
+    seal = hashlib.sha256(_text(plain).encode("utf-8", "surrogatepass")).hexdigest()
+    return _text(plain | {_SEAL: seal})
+
+
+def _text(plain: dict[str, Any]) -> str:
+    return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def sha256_of(path: Path, on_read: Callable[[int], None] | None = None) -> str:
@@ -170,7 +180,7 @@ def load(directory: Path) -> Bundle:
         raise BundleError(
             f"{directory}: not a model directory: it has no {MANIFEST}. Make one with `pocketphi convert`"
         )
-    raw = _read_manifest(manifest)
+    raw, text = _read_manifest(manifest)
     bundle = _parse(_Fields(raw, str(manifest)), directory)
     listed = {f.path for f in bundle.files}
     if len(listed) < len(bundle.files):
@@ -190,15 +200,20 @@ def load(directory: Path) -> Bundle:
             raise BundleError(f"{path}: points outside the model directory")
         if path.stat().st_size != entry.size:
             raise BundleError(f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {entry.size}")
+    if raw.pop(_SEAL, None) is not None and text != _sealed(raw):
+        raise BundleError(
+            f"{manifest}: is damaged: its own SHA-256 is another (to edit it, remove {_SEAL!r})"
+        )
     return bundle
 
 
-def _read_manifest(manifest: Path) -> dict[str, Any]:
+def _read_manifest(manifest: Path) -> tuple[dict[str, Any], str]:
     try:
         size = manifest.stat().st_size
         if size > _MANIFEST_MAX_BYTES:
             raise BundleError(f"{manifest}: {size} bytes is too large for a manifest")
-        raw = json.loads(manifest.read_bytes().decode("utf-8"))
+        text = manifest.read_bytes().decode("utf-8")
+        raw = json.loads(text)
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as exc:
         raise BundleError(f"{manifest}: cannot be read as JSON: {one_line(exc)}") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -206,7 +221,7 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
     if raw.get("version") != VERSION:
         found = repr(raw.get("version"))[:60]
         raise BundleError(f"{manifest}: has format version {found}, expected {VERSION}: convert again")
-    return raw
+    return raw, text
 
 
 class _Fields:
@@ -369,16 +384,8 @@ def _parse_text(t: _Fields) -> TextSpec:
         tied_head=t.flag("tied_head"),
         rope=rope,
     )
-    sizes = (
-        spec.d_model,
-        spec.n_layers,
-        spec.n_heads,
-        spec.n_kv_heads,
-        spec.head_dim,
-        spec.d_ff,
-        spec.vocab_size,
-    )
-    if min(sizes) < 1 or spec.context_length < 1 or rope.original_context < 1:
+    sizes = (spec.d_model, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.d_ff)
+    if min(*sizes, spec.vocab_size, spec.context_length, rope.original_context) < 1:
         raise BundleError(f"{t.where}: a size is zero")
     for name, size, most in (
         ("n_layers", spec.n_layers, _MAX_LAYERS),

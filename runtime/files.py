@@ -72,6 +72,30 @@ def decode_text(raw: bytes, where: str) -> str:
         ) from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it is text: no half of a surrogate pair, as `\\ud800` in JSON and bytes in arguments make one."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Arguments that are no UTF-8, and JSON's escapes, can put half a surrogate pair into a string.
+
+    Raises:
+        InputError: half of one, and where.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        code = ord(text[exc.start])
+        raise InputError(
+            f"{what}: has U+{code:04X} at character {exc.start}: half a surrogate pair, which is no text"
+        ) from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all.
 
@@ -96,13 +120,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         file, temporary = open_beside(path)
         with file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
-            if sys.platform != "win32":  # there, one that is open cannot be renamed
-                temporary.replace(path)
-        if sys.platform == "win32":
-            temporary.replace(path)
+            put_in_place(file, temporary, path)
     except BaseException as exc:  # Ctrl-C too leaves nothing behind
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -114,8 +132,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 def open_beside(path: Path) -> tuple[IO[bytes], Path]:
     """A new file that is to become `path`, and its name; only its owner can read it.
 
-    It is locked until it is closed, so it is closed after it was renamed. What killed processes left of earlier
-    ones is removed first. Windows has no such locks: leavings stay there.
+    It is locked until it is closed, so it is closed after it was renamed. What killed processes left of
+    earlier ones is removed first. Windows has no such locks: leavings stay there.
 
     Raises:
         OSError, ValueError: it cannot be made.
@@ -129,6 +147,21 @@ def open_beside(path: Path) -> tuple[IO[bytes], Path]:
             return os.fdopen(handle, "wb"), Path(name)
         os.close(handle)
     raise OSError(errno.EAGAIN, "temporary files vanish as soon as they are made")
+
+
+def put_in_place(file: IO[bytes], temporary: Path, path: Path) -> None:
+    """Let what `open_beside` gave be `path`, once it is on the disk, and close it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+    temporary.chmod(0o666 & ~_umask())
+    if sys.platform == "win32":  # there, one that is open cannot be renamed
+        file.close()
+    temporary.replace(path)
+    file.close()
 
 
 def _remove_dead(folder: Path, prefix: str) -> None:
@@ -178,6 +211,19 @@ def check_writable(path: Path) -> None:
     else:
         return
     raise OutputError(f"{str(path)[:200]!r}: cannot be written: {reason}")
+
+
+def check_not_read(path: Path, data: Path) -> None:
+    """Refuse an output that would replace what it is made from.
+
+    Raises:
+        InputError: both are one file.
+    """
+    same = False
+    with contextlib.suppress(OSError, ValueError):  # one is not there, or has no name: others say that
+        same = path.samefile(data)
+    if same:
+        raise InputError(f"{str(path)[:200]!r}: is the data that is read, expected another file to write")
 
 
 def make_folder(path: Path) -> None:

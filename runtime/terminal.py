@@ -26,8 +26,9 @@ class Console:
                 import readline
 
                 self._readline = readline
-                with contextlib.suppress(OSError):
-                    readline.read_history_file(self._history)
+                if self._history is not None:
+                    with contextlib.suppress(OSError):
+                        readline.read_history_file(self._history)
                 readline.set_history_length(_HISTORY_LINES)
 
     def read(self, prompt: str) -> str | None:
@@ -51,12 +52,15 @@ class Console:
 
     def close(self) -> None:
         """Keep the history for the next time, if the disk lets us."""
-        if self._readline is not None:
+        if self._readline is not None and self._history is not None:
             with contextlib.suppress(OSError):
                 self._history.parent.mkdir(parents=True, exist_ok=True)
                 self._readline.write_history_file(self._history)
 
 
-def _history_file() -> Path:
+def _history_file() -> Path | None:
+    """None: there is no home to keep it in."""
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "pocketphi" / "chat_history"
+    with contextlib.suppress(RuntimeError):
+        return (Path(state) if state else Path.home() / ".local" / "state") / "pocketphi" / "chat_history"
+    return None

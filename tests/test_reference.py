@@ -115,6 +115,7 @@ def test_base_text_is_the_same_whether_the_adapters_are_there_or_not(
     gone = {a["file"] for a in manifest["adapters"].values()}
     manifest["files"] = [f for f in manifest["files"] if f["path"] not in gone]
     manifest["adapters"] = {}
+    del manifest["sha256"]  # of the manifest itself
     (bare / bundles.MANIFEST).write_text(json.dumps(manifest), "utf-8")
     for entry in manifest["files"]:
         (bare / entry["path"]).write_bytes((full / entry["path"]).read_bytes())

@@ -66,6 +66,7 @@ def seal(model: Path) -> Path:
     """Make a spoilt model directory's list of files right again, so that what is spoilt gets its turn."""
     manifest = model / MANIFEST
     plain: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
+    plain.pop("sha256", None)  # of the manifest itself
     for entry in plain["files"]:
         raw = (model / entry["path"]).read_bytes()
         entry["size"], entry["sha256"] = len(raw), hashlib.sha256(raw).hexdigest()

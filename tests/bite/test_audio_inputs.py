@@ -177,6 +177,21 @@ CASES = [
 ]  # fmt: skip
 
 
+# What libmpg123 says on stderr, in several lines, is one of ours where the clip is read, and none where it is not.
+_MP3 = (Path(__file__).parents[1] / "audio" / "1272-141231-0002.mp3").read_bytes()
+SPOILT_MP3 = [
+    Case("noise in an MP3", transcribed(_MP3[:2000] + bytes(range(7, 250)) * 3 + _MP3[2000:], "clip.mp3"), 0,
+         r"^\S+clip\.mp3: was read, but its decoder complained: Note: Illegal Audio-MPEG-Header"),
+    Case("half an MP3, then nothing", transcribed(_MP3[: len(_MP3) // 2] + bytes(3000), "clip.mp3"), 2,
+         r"clip\.mp3: is not a sound file that can be read: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILT_MP3, ids=lambda case: case.id)
+def test_a_spoilt_mp3(case: Case, bitten: Bitten) -> None:
+    bitten(case)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_clip(case: Case, bitten: Bitten) -> None:
     bitten(case)

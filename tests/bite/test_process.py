@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ import pytest
 from ..conftest import Converted
 from ..tiny import NANO
 from .conftest import Bitten
-from .table import Case, listing
+from .table import Case
 from .test_text_inputs import tokens
-from .zygote import CAN_FORK, PROGRAM, Child, Limits, Outcome, Zygote, plain_environment
+from .zygote import CAN_FORK, Child, Limits, Outcome, Zygote, plain_environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to a process there")
 ENDLESS = ["run", "-p", "Hi", "--grammar", 'root ::= "ha " root']
@@ -124,6 +125,71 @@ def test_no_memory(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(not CAN_FORK, reason="the limit is one of Linux's")
+@pytest.mark.parametrize(
+    ("spare_mb", "line"),
+    [
+        (4, rb"error: \S+tokenizer\.json: to read it needs 7\.\d MiB of memory, RLIMIT_AS \(.*\) leaves "),
+        (12, rb"error: there is not enough memory for another thread "),
+    ],
+)
+def test_no_memory_for_a_conversion(
+    spare_mb: int, line: bytes, zygote: Zygote, user: dict[str, str], tmp_path: Path
+) -> None:
+    """Not for the tokenizer's reader; not for the second of four threads, whose stacks take 8 MiB each."""
+    code = """
+import resource
+from pathlib import Path
+
+resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+from pocketphi.cli import main
+
+taken = int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (taken + (SPARE << 20),) * 2)
+main()
+""".replace("SPARE", str(spare_mb))
+    args = ["convert", str(NANO), "-o", "out", "--quant", "Q8_0", "-t", "4"]
+    outcome = zygote.start(args, env=user, cwd=tmp_path, code=code).wait()
+    assert outcome.code == 1, outcome
+    assert re.fullmatch(line + rb"[^\n]*\n", outcome.err), outcome
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="the limit is one of Linux's")
+@pytest.mark.parametrize(
+    ("loaded", "line"),
+    [
+        ("", rb"KernelError ONNX Runtime cannot be loaded: [^\n]+\n"),
+        ("onnx_session._library()", rb"KernelError [^\n]+front\.onnx: ONNX Runtime has too little [^\n]+\n"),
+    ],
+    ids=["the library", "a graph's threads"],
+)
+def test_no_memory_for_onnx_runtime(
+    loaded: str, line: bytes, zygote: Zygote, user: dict[str, str], tmp_path: Path
+) -> None:
+    """4 MiB beside what is there: neither for the library nor for seven threads of 2 MiB or more."""
+    code = f"""
+import resource
+from pathlib import Path
+from pocketphi.runtime import kernels, onnx_session
+from pocketphi.runtime.errors import PocketPhiError
+
+kernels.is_available()
+{loaded}
+path = next(Path({user["XDG_CACHE_HOME"]!r}).glob("pocketphi/*/speech-front.onnx"))
+taken = int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (taken + (4 << 20),) * 2)
+try:
+    onnx_session.OnnxSession(path, 8, {{"features": 3}}, "tokens")
+except PocketPhiError as exc:
+    print(type(exc).__name__, exc)
+"""
+    outcome = zygote.start([], env=user, cwd=tmp_path, code=code).wait()
+    assert outcome.code == 0, outcome
+    assert re.fullmatch(line, outcome.out), outcome
+    assert outcome.err == b""
+
+
 def test_two_on_one_cache(start: Start, tmp_path: Path) -> None:
     """Both find it empty and make the built-in model; one is kept, nothing of the other is."""
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -162,16 +228,26 @@ def test_a_mask_that_is_none(bitten: Bitten) -> None:
     bitten(Case("mask", lambda place: ["transcribe", clip], 4, said, env=env))
 
 
-def test_onnx_runtime_tells_nobody(user: dict[str, str], tmp_path: Path) -> None:
-    """Its telemetry leaves a device's identifier in the temporary folder: there is none."""
-    picture = str(NANO.parent / "eval" / "images" / "img-012.png")
-    env = (
-        plain_environment()
-        | {name: user[name] for name in ("HOME", "XDG_CACHE_HOME")}
-        | {"TMPDIR": str(tmp_path)}
-    )
-    subprocess.run(
-        [sys.executable, "-c", PROGRAM, "run", "--image", picture, "-p", "What?", "-n", "1"],
-        env=env, check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    assert listing(tmp_path) == {}
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere ggml prints its own few lines")
+def test_no_debugger_when_ggml_aborts(tmp_path: Path) -> None:
+    """ggml would start gdb on the process; here that is a script that leaves a note."""
+    for name in ("gdb", "lldb"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n", "ascii")
+        (tmp_path / name).chmod(0o755)
+    code = """
+import ctypes, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import pocketphi.runtime
+from llama_cpp import _ggml
+ctypes.CDLL(_ggml.libggml._name).ggml_abort(b"x.c", 1, b"told")
+"""
+    plain = {name: value for name, value in plain_environment().items() if not name.startswith("GGML_")}
+    env = plain | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    asked = tmp_path / "asked"
+    control = code.replace("import pocketphi.runtime\n", "")
+    for program, wanted in ((control, True), (code, False)):
+        asked.unlink(missing_ok=True)
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, timeout=60)
+        assert done.returncode == -signal.SIGABRT, done.stderr
+        assert b"told" in done.stderr
+        assert asked.exists() is wanted

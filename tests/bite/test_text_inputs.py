@@ -55,10 +55,10 @@ def usage(prompt_tokens: int, completion_tokens: int) -> str:
 
 NUMBERS = [
     Case("-n -1", lambda place: ["run", "-p", "How do you spell tea?", "-n", "-1"], 0, "", out=r"^T-E-A\.\n$"),
-    Case("-n -2", asked("-n", "-2"), 2, r"'-n' / '--predict': Input should be greater than or equal to -1"),
+    Case("-n -2", asked("-n", "-2"), 2, r"-n/--predict is -2, expected at least -1"),
     Case("-n 0", asked("-n", "0"), 2, r"-n is 0, expected a number of tokens, or -1"),
     Case("-n 10^30", asked("-n", "1" + "0" * 30, "-c", "128"), 0, ""),
-    Case("-n text", asked("-n", "many"), 2, r"'-n' / '--predict': Input should be a valid integer"),
+    Case("-n text", asked("-n", "many"), 2, r"-n/--predict is 'many', expected a whole number"),
     Case("-c 0", asked("-c", "0"), 0, ""),
     Case("-c -1", asked("-c", "-1"), 2, r"context is -1 tokens, this model takes 1 to 8192"),
     Case("-c 1", asked("-c", "1"), 2, r"prompt.*context holds 1"),
@@ -86,7 +86,7 @@ NUMBERS = [
     Case("--repeat-penalty 0", asked("--repeat-penalty", "0"), 2, r"repeat penalty is 0\.0, expected above 0"),
     Case("--repeat-penalty nan", asked("--repeat-penalty", "nan"), 2, r"repeat penalty is nan, expected"),
     Case("--repeat-penalty 1e-300", asked("--repeat-penalty", "1e-300"), 0, ""),
-    Case("-s -2", asked("-s", "-2"), 2, r"'-s' / '--seed': Input should be greater than or equal to -1"),
+    Case("-s -2", asked("-s", "-2"), 2, r"-s/--seed is -2, expected at least -1"),
     Case("-s 2^32", asked("-s", str(1 << 32)), 2, r"seed is 4294967296, expected"),
     Case("--cache-type none", asked("--cache-type", ""), 2, r"KV type"),
     Case("--max-crops 37", asked("--max-crops", "37"), 2, r"max crops is 37, expected 1 to 36"),

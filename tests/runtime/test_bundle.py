@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ def directory(tmp_path: Path) -> Path:
 def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = directory / bundles.MANIFEST
     raw = json.loads(manifest.read_text("utf-8"))
+    del raw["sha256"]  # of the manifest itself
     change(raw)
     manifest.write_text(json.dumps(raw), "utf-8")
 
@@ -48,6 +50,28 @@ def test_round_trip(directory: Path) -> None:
     assert loaded.text == TEXT
     assert loaded.to_json() == (directory / bundles.MANIFEST).read_text("utf-8")
     assert [f.path for f in loaded.check_hashes()] == ["backbone.gguf", "tokenizer.json"]
+
+
+def test_every_flipped_bit_of_the_manifest_is_found(directory: Path) -> None:
+    """But for those that take the checksum's own name away: what is left says what it said."""
+    manifest = directory / bundles.MANIFEST
+    whole, text = manifest.read_bytes(), bundles.load(directory).to_json()
+    name = whole.index(b'"sha256": ', whole.index(b'"recipe"'))
+    for bit in range(8 * len(whole)):
+        raw = bytearray(whole)
+        raw[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(raw)
+        if name < bit // 8 <= name + len("sha256"):
+            with contextlib.suppress(BundleError):
+                assert bundles.load(directory).to_json() == text
+            continue
+        with pytest.raises(BundleError, match=r"bundle\.json"):
+            bundles.load(directory)
+
+
+def test_a_manifest_without_a_checksum_is_somebodys_own(directory: Path) -> None:
+    edit(directory, lambda raw: raw.update(name="mine"))
+    assert bundles.load(directory).name == "mine"
 
 
 def test_a_changed_file_of_the_same_size_is_found_by_its_hash(directory: Path) -> None:

@@ -126,6 +126,7 @@ def test_another_manifest_over_known_files(bundle: Bundle) -> None:
     manifest = bundle.root / bundles.MANIFEST
     raw = json.loads(manifest.read_text("utf-8"))
     raw["files"][0]["sha256"] = "0" * 64
+    del raw["sha256"]  # of the manifest itself
     manifest.write_text(json.dumps(raw), "utf-8")
     with pytest.raises(BundleError, match="says 0000000000000000"):
         verify.check(bundles.load(bundle.root))
@@ -206,6 +207,7 @@ def test_without_a_cache_large_files_are_left_and_said(
         file.truncate(65 << 20)  # a hole: takes no room
     raw = json.loads((bundle.root / bundles.MANIFEST).read_text("utf-8"))
     raw["files"].append({"path": large.name, "size": 65 << 20, "sha256": "0" * 64})
+    del raw["sha256"]  # of the manifest itself
     (bundle.root / bundles.MANIFEST).write_text(json.dumps(raw), "utf-8")
     (tmp_path / "file").touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
@@ -244,6 +246,7 @@ class Bar:
 
     def __init__(self) -> None:
         self.total = self.done = 0
+        self.finished = False
 
     def start(self, total_bytes: int, what: str) -> None:
         assert what == "checking"
@@ -251,6 +254,9 @@ class Bar:
 
     def advance(self, n_bytes: int, what: str) -> None:
         self.done += n_bytes
+
+    def finish(self) -> None:
+        self.finished = True
 
 
 def test_progress_is_told_when_it_takes_long(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +279,7 @@ def test_progress_is_told_when_it_takes_long(bundle: Bundle, monkeypatch: pytest
     verify.check(bundle, bar)
     assert bar.total == sum(f.size for f in bundle.files)
     assert 0 < bar.done <= bar.total
+    assert bar.finished
 
 
 class Interrupted(Exception):
