@@ -13,6 +13,9 @@ from pocketphi.runtime.errors import InputError
 from .options import Json, Threads, Verbose
 from .values import builtin, log_to_stderr, to_json
 
+_TOKENIZER_MEMORY = 42  # bytes for each of tokenizer.json's, as Python objects and in its reader: measured
+_TOKENIZER_LARGEST = 64 << 20  # bytes; what is larger will be refused for that
+
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint directory, or a hub id with --from-hub.")],
@@ -49,6 +52,7 @@ def convert(
         recipe=quant, lora_quant=lora_quant, encoders=encoders, merge=merge, imatrix=imatrix, threads=threads,
         chat_format=chat_format, name=name, revision=commit, source_name=source_name, overwrite=overwrite,
     )  # fmt: skip
+    _require_memory(directory / "tokenizer.json")
     if dry_run or out is None:
         plan = converter.plan(directory, options)
         typer.echo(plan.to_json() if as_json else plan.format())
@@ -63,6 +67,15 @@ def convert(
             f"{out}: {bundle.name}, {bundle.recipe}, {len(bundle.files)} files, {report.human_bytes(size)}",
             err=True,
         )
+
+
+def _require_memory(tokenizer: Path) -> None:
+    """Refuse what its native reader, which ends the process when memory runs out, would not get through."""
+    from pocketphi.runtime import memory
+
+    if tokenizer.is_file():
+        needed = _TOKENIZER_MEMORY * min(tokenizer.stat().st_size, _TOKENIZER_LARGEST)
+        memory.require(f"{tokenizer}: to read it", needed, "free some, or raise the limit")
 
 
 def info(

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # the device on disk, unless this is set before the library is first loaded: that comes later than here.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+# Where gdb or lldb is installed, ggml starts it on itself before it aborts: a debugger that nobody asked for
+# writes pages to stderr, and may ask the network for symbols. The abort's own line stays.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
 _HOME = {
     "Answer": "answer",
     "BundleError": "errors",

@@ -26,6 +26,7 @@ import soxr
 from . import mpeg
 from .errors import InputError
 from .parts import Float32
+from .stderr_capture import Unheard
 
 SAMPLE_RATE = 16000  # Hz: what everything becomes that is not 8 kHz
 TELEPHONE_RATE = 8000  # Hz: kept, the log-mel front end has a path of its own for it
@@ -282,7 +283,8 @@ def _decoder(path: Path, name: str, *, complete: bool) -> Iterator[Sound]:
         raise InputError(f"{name}: is a MIDI sample dump, expected a sound file")
     try:
         # As bytes where file names are bytes: they need not be UTF-8.
-        with soundfile.SoundFile(str(path) if os.name == "nt" else os.fsencode(path)) as decoder:
+        file_name = str(path) if os.name == "nt" else os.fsencode(path)
+        with Unheard()(lambda: soundfile.SoundFile(file_name)) as decoder:
             rate = decoder.samplerate
             _check_kind(rate, decoder.channels, name)
             if decoder.frames < 0:
@@ -314,13 +316,11 @@ def _check_kind(rate: int, channels: int, name: str) -> None:
 
 def _check_complete(decoder: soundfile.SoundFile, name: str) -> None:
     """Whether the bytes are there that a WAV, AIFF or AU announces: libsndfile just takes what is there."""
-    for found in re.finditer(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", decoder.extra_info):
-        announced, there = int(found[1]), int(found[2])
+    for match in re.finditer(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", decoder.extra_info):
+        announced, there = int(match[1]), int(match[2])
         if there < announced < STREAMED_BYTES:
-            raise InputError(
-                f"{name}: is cut short: announces {announced:,} bytes of sound and has {there:,}; "
-                "what there is can be read through a pipe, as -"
-            )
+            found = f"announces {announced:,} bytes of sound and has {there:,}"
+            raise InputError(f"{name}: is cut short: {found}; what there is can be read through a pipe, as -")
 
 
 def _check_closed(decoder: soundfile.SoundFile, path: Path, head: bytes, name: str) -> None:
@@ -332,20 +332,20 @@ def _check_closed(decoder: soundfile.SoundFile, path: Path, head: bytes, name: s
 
 def _check_length(seconds: float, most: float, name: str) -> None:
     if seconds > most:
-        raise InputError(
-            f"{name}: lasts {seconds / 3600:.1f} hours, expected at most {most / 3600:g}: cut it into parts"
-        )
+        found, wanted = f"{seconds / 3600:.1f} hours", f"at most {most / 3600:g}: cut it into parts"
+        raise InputError(f"{name}: lasts {found}, expected {wanted}")
 
 
 def _decoded(decoder: soundfile.SoundFile, name: str, *, complete: bool) -> Iterator[Float32]:
     """The mean of the channels, block by block."""
     buffer = np.empty((max(1, _BLOCK_VALUES // decoder.channels), decoder.channels), np.float32)
-    n = 0
-    while len(block := decoder.read(out=buffer)):
+    n, unheard = 0, Unheard()  # libmpg123 writes to stderr, without the file's name
+    while len(block := unheard(lambda: decoder.read(out=buffer))):
         n += len(block)
         yield _mix(block)
     if complete and n < decoder.frames < _UNKNOWN:
         raise InputError(f"{name}: is cut short: has {n} of the {decoder.frames} samples it announces")
+    unheard.report(name)
 
 
 def _mix(block: Float32) -> Float32:

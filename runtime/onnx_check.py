@@ -77,7 +77,7 @@ def _read(path: Path) -> bytes:
         if about.st_size > MAX_GRAPH_BYTES:
             raise BundleError(f"{path}: has {about.st_size:,} bytes, expected at most {MAX_GRAPH_BYTES:,}")
         with path.open("rb") as file:
-            return file.read(MAX_GRAPH_BYTES)
+            return file.read(about.st_size)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file") from None
     except OSError as exc:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import onnxruntime
 
 from . import kernels
 from .errors import BundleError, KernelError, one_line
 from .onnx_check import check_graph
 from .parts import Float32
+
+# How it says that memory or threads ran out: its own words, or those of the C++ library.
+_SHORT = re.compile(r"bad_alloc|bad allocation|Failed to allocate|pthread_create failed")
 
 
 class OnnxSession:
@@ -32,9 +34,11 @@ class OnnxSession:
 
         Raises:
             BundleError: missing, damaged, with other inputs or outputs, or naming another file.
+            KernelError: ONNX Runtime itself cannot be loaded, or has too little memory for the graph.
         """
         self._path = path
         check_graph(path, inputs, output)
+        onnxruntime = _library()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
@@ -45,9 +49,13 @@ class OnnxSession:
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+                str(path), options, providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # to the same provider, with four lines about it on stdout
+            )  # fmt: skip
         except Exception as exc:  # ONNX Runtime's own exceptions have no public base class
+            if isinstance(exc, MemoryError) or _SHORT.search(str(exc)):
+                said = f"ONNX Runtime has too little memory for it: {_reason(exc)}"
+                raise KernelError(f"{path}: {said}") from None
             raise BundleError(f"{path}: cannot be loaded: {_reason(exc)}") from None
 
     def run(self, **inputs: npt.NDArray[Any]) -> Float32:
@@ -61,6 +69,15 @@ class OnnxSession:
         except Exception as exc:
             raise KernelError(f"{self._path}: ONNX Runtime failed: {_reason(exc)}") from None
         return result
+
+
+def _library() -> Any:
+    """ONNX Runtime, loaded when it is first needed: it takes 60 MB of addresses and can fail like a graph."""
+    try:
+        import onnxruntime
+    except Exception as exc:  # ImportError with the linker's words or its own, MemoryError, OSError
+        raise KernelError(f"ONNX Runtime cannot be loaded: {_reason(exc)}") from None
+    return onnxruntime
 
 
 def _products_saturate() -> bool:

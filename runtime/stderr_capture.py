@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TypeVar
 
 _MAX_BYTES = 1 << 16
+_IDLE = "pocketphi-decoder"  # a model's own thread: it works only while the one that calls the model waits
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Captured:
@@ -23,8 +29,8 @@ def captured_stderr() -> Iterator[Captured]:
     """Redirect file descriptor 2 into a temporary file for the time of a block. Not for several threads."""
     found = Captured()
     sys.stderr.flush()
-    kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             yield found
@@ -33,3 +39,33 @@ def captured_stderr() -> Iterator[Captured]:
             os.close(kept)
             file.seek(0)
             found.text = file.read(_MAX_BYTES).decode("utf-8", "replace")
+
+
+class Unheard:
+    """Makes calls of one kind, block after block of a file, and keeps what they write to stderr.
+
+    Only while this is the one thread of Python's that runs: nobody else can write meanwhile, or begin to, and
+    nothing of another's is lost. Beside a second, such as a progress bar's, calls are made as they are.
+    """
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def __call__(self, call: Callable[[], _T]) -> _T:
+        """What the call gives."""
+        here = threading.current_thread()
+        if any(t is not here and not t.name.startswith(_IDLE) for t in threading.enumerate()):
+            return call()
+        with ExitStack() as kept:
+            found = Captured()
+            with suppress(OSError):  # no stderr, or no folder for a temporary file: then as it is
+                found = kept.enter_context(captured_stderr())
+            result = call()
+        self._said = self._said or found.text
+        return result
+
+    def report(self, name: str) -> None:
+        """Log what was said first, if anything was: no error has come of it."""
+        if self._said.strip():
+            line = self._said.strip().splitlines()[0]
+            _log.warning("%s: was read, but its decoder complained: %s", name, line[:200])

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """No command opens a socket that leaves this machine: each runs with a library that ends who tries.
 
-`offline_guard.c` says what it sees. That it sees something is tested first.
+`offline_guard.c` says what it sees. That it sees something is tested first. ONNX Runtime's telemetry
+would send later; it is seen by the identifier that it keeps in the temporary folder.
 """
 
 from __future__ import annotations
@@ -162,3 +163,30 @@ def test_help_and_the_library(guarded: dict[str, str]) -> None:
     script = "import pocketphi; [getattr(pocketphi, name) for name in pocketphi.__all__]"
     assert call(guarded, sys.executable, "-c", script).returncode == 0
     assert attempts(guarded) == []
+
+
+@pytest.fixture
+def traced(env: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The environment of a user who has set nothing, with an empty folder for what is temporary."""
+    (tmp_path / "t").mkdir()
+    plain = {name: value for name, value in env.items() if not name.startswith("ORT_")}
+    return plain | {"TMPDIR": str(tmp_path / "t")}
+
+
+def test_onnx_runtime_leaves_no_identifier(traced: dict[str, str], tmp_path: Path) -> None:
+    """Of a device or a session, which is what its telemetry begins with."""
+    done = call(traced, *CALL, "run", *ONE, "--image", IMAGE, "--audio", CLIP, "-p", "What is it?", "-n", "1")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "t").iterdir()] == []
+
+
+def test_onnx_runtime_would_leave_one(traced: dict[str, str], tmp_path: Path) -> None:
+    """Without our word it does: so the test above would see it."""
+    assert call(traced, sys.executable, "-c", "import onnxruntime").returncode == 0
+    if list((tmp_path / "t").iterdir()) == []:
+        pytest.skip("this build of ONNX Runtime is without telemetry")
+    again = tmp_path / "again"
+    again.mkdir()
+    quiet = traced | {"TMPDIR": str(again)}
+    assert call(quiet, sys.executable, "-c", "import pocketphi.runtime, onnxruntime").returncode == 0
+    assert list(again.iterdir()) == []
