@@ -3,6 +3,7 @@
 
 A graph is one `NAME.onnx` and, when it holds large tensors, one `NAME.onnx.data` beside it. Every weight
 is written as soon as it is added, so that memory is one tensor and not the model. Same calls, same bytes.
+Parts of a graph can be files of their own: they refer to the whole one's data.
 
 Linear layers come in four kinds:
 
@@ -15,7 +16,8 @@ Linear layers come in four kinds:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,7 +70,6 @@ class OnnxGraph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._data: HashedFile | None = None
         self._data_size = 0
-        self._domains = {""}
 
     def __enter__(self) -> OnnxGraph:
         return self
@@ -79,30 +80,51 @@ class OnnxGraph:
         if self._data is not None:
             self._data.__exit__(kind, exc, trace)
 
-    def input(self, name: str, dtype: str, shape: Iterable[Dim]) -> str:
-        """Declare a graph input; `dtype` is numpy's name."""
+    def input(
+        self, name: str, dtype: str, shape: Iterable[Dim], default: npt.NDArray[Any] | None = None
+    ) -> str:
+        """Declare a graph input; `dtype` is numpy's name. With a default, small, it may be left out."""
         self._inputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
+        if default is not None:
+            self._tensors[name] = _tensor(name, default)
         return name
 
     def output(self, value: str, name: str, dtype: str, shape: Iterable[Dim]) -> None:
-        """Give a value to the outside as output `name`."""
-        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}:Identity"))
+        """Give a value to the outside as output `name`; without a copy if `named` has named it so."""
+        if value != name:
+            self._nodes.append(helper.make_node("Identity", [value], [name], name=f"{name}:Identity"))
         self._outputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
+
+    @property
+    def outputs(self) -> list[onnx.ValueInfoProto]:
+        """What the graph gives to the outside so far."""
+        return list(self._outputs)
+
+    def named(self, value: str, name: str) -> str:
+        """Give an output of the latest node a name of its own."""
+        outputs = self._nodes[-1].output
+        outputs[list(outputs).index(value)] = name
+        return name
 
     def op(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output. An input of "" is an optional one left out."""
         return self.ops(op, *inputs, n_outputs=1, domain=domain, **attributes)[0]
 
     def ops(
-        self, op: str, *inputs: str, n_outputs: int, domain: str = "", **attributes: Any
+        self,
+        op: str,
+        *inputs: str,
+        n_outputs: int,
+        unused: Container[int] = (),
+        domain: str = "",
+        **attributes: Any,
     ) -> tuple[str, ...]:
-        """Add a node with several outputs."""
+        """Add a node with several outputs; those of `unused` are "", not to be computed."""
         name = f"{len(self._nodes)}:{op}"
-        outputs = tuple(f"{name}.{i}" for i in range(n_outputs))
+        outputs = tuple("" if i in unused else f"{name}.{i}" for i in range(n_outputs))
         self._nodes.append(
             helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **attributes)
         )
-        self._domains.add(domain)
         return outputs
 
     def constant(self, value: npt.ArrayLike, dtype: str) -> str:
@@ -120,30 +142,47 @@ class OnnxGraph:
         Raises:
             OutputError: the data file cannot be written.
         """
-        assert name not in self._tensors, f"{name} is added twice"
         array = np.ascontiguousarray(array)
         if array.nbytes <= INLINE_BYTES:
+            assert name not in self._tensors, f"{name} is added twice"
             self._tensors[name] = _tensor(name, array)
             return name
+        return self.stream(name, array.dtype.name, array.shape, [array])
+
+    def stream(
+        self, name: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[npt.NDArray[Any]]
+    ) -> str:
+        """A weight that comes in pieces, one after the other along its first axis.
+
+        Raises:
+            OutputError: the data file cannot be written.
+        """
+        assert name not in self._tensors, f"{name} is added twice"
         if self._data is None:
             self._data = HashedFile(self._directory, self._data_name)
         self._data.pad(ALIGNMENT)
         offset = self._data_size + -self._data_size % ALIGNMENT
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        self._data.write(little.reshape(-1).view(np.uint8).data)
-        self._data_size = offset + array.nbytes
+        size = 0
+        for piece in pieces:
+            little = np.ascontiguousarray(piece, np.dtype(dtype).newbyteorder("<"))
+            self._data.write(little.reshape(-1).view(np.uint8).data)
+            size += little.nbytes
+        assert size == math.prod(shape) * np.dtype(dtype).itemsize, f"{name} is not whole"
+        self._data_size = offset + size
         proto = onnx.TensorProto(
-            name=name,
-            data_type=_TYPES[array.dtype.name],
-            dims=array.shape,
-            data_location=onnx.TensorProto.EXTERNAL,
+            name=name, data_type=_TYPES[dtype], dims=shape, data_location=onnx.TensorProto.EXTERNAL
         )
-        for key, value in (
-            ("location", self._data_name),
-            ("offset", str(offset)),
-            ("length", str(array.nbytes)),
-        ):
+        for key, value in (("location", self._data_name), ("offset", str(offset)), ("length", str(size))):
             proto.external_data.add(key=key, value=value)
+        self._tensors[name] = proto
+        return name
+
+    def reshaped(self, name: str, of: str, shape: tuple[int, ...]) -> str:
+        """The same stored numbers a second time, in another shape."""
+        proto = onnx.TensorProto()
+        proto.CopyFrom(self._tensors[of])
+        assert name not in self._tensors and math.prod(proto.dims) == math.prod(shape)
+        proto.name, proto.dims[:] = name, shape
         self._tensors[name] = proto
         return name
 
@@ -201,22 +240,46 @@ class OnnxGraph:
         Raises:
             OutputError: a file cannot be written.
         """
-        graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, self._outputs, list(self._tensors.values())
-        )
+        graph = self._write(self._name, self._nodes, self._inputs, self._outputs, self._tensors.values())
+        return [graph, self._data.finish()] if self._data is not None else [graph]
+
+    def part(
+        self, name: str, inputs: Iterable[onnx.ValueInfoProto], outputs: Iterable[onnx.ValueInfoProto]
+    ) -> BundleFile:
+        """Write `name.onnx` beside the graph, with its nodes that lead from `inputs` to `outputs`.
+
+        Inputs of the whole graph that those nodes read are inputs of the part as well.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        cut, ends = list(inputs), list(outputs)
+        known, wanted = {i.name for i in cut}, {o.name for o in ends}
+        nodes: list[onnx.NodeProto] = []
+        for node in reversed(self._nodes):
+            if not wanted.isdisjoint(o for o in node.output if o and o not in known):
+                nodes.insert(0, node)
+                wanted.update(node.input)
+        kept = [i for i in self._inputs if i.name in wanted and i.name not in known]
+        tensors = [t for t in self._tensors.values() if t.name in wanted]
+        return self._write(name, nodes, cut + kept, ends, tensors)
+
+    def _write(
+        self,
+        name: str,
+        nodes: list[onnx.NodeProto],
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        tensors: Iterable[onnx.TensorProto],
+    ) -> BundleFile:
+        domains = {"", *(node.domain for node in nodes)}
         model = helper.make_model(
-            graph,
+            helper.make_graph(nodes, name, inputs, outputs, list(tensors)),
             producer_name=self._producer,
             ir_version=IR_VERSION,
-            opset_imports=[
-                helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self._domains)
-            ],
+            opset_imports=[helper.make_opsetid(d, 1 if d else OPSET) for d in sorted(domains)],
         )
-        data = [self._data.finish()] if self._data is not None else []
-        return [
-            write_file(self._directory, f"{self._name}.onnx", model.SerializeToString(deterministic=True)),
-            *data,
-        ]
+        return write_file(self._directory, f"{name}.onnx", model.SerializeToString(deterministic=True))
 
     @property
     def _data_name(self) -> str:
@@ -236,24 +299,34 @@ def quantize_int8(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
 
 
 def quantize_int4(weight: Float32) -> tuple[npt.NDArray[np.uint8], Float32]:
-    """Blocks of 32 along each row, as MatMulNBits reads them: weight ≈ (q - 8) · scale, q in 0..15.
+    """`quantize_blocks` with 4 bits in blocks of 32."""
+    return quantize_blocks(weight, 4, INT4_BLOCK)
+
+
+def quantize_blocks(weight: Float32, bits: int, block: int) -> tuple[npt.NDArray[np.uint8], Float32]:
+    """Blocks along each row, as MatMulNBits reads them: weight ≈ (q - half) · scale, half = 2^(bits - 1).
 
     The value of largest magnitude in a block is met exactly by q = 0, as in ggml's Q4_0: that uses all
-    sixteen levels. The last block of a row is filled up with zeros.
+    levels. The last block of a row is filled up with zeros.
+
+    Args:
+        weight: float32 [out, in].
+        bits: 4 or 8.
 
     Returns:
-        uint8 [out, n_blocks, 16], the earlier weight in the low half of a byte, and float32 [out, n_blocks].
+        uint8 [out, n_blocks, block · bits / 8], the earlier of two weights in the low half of a byte, and
+        float32 [out, n_blocks].
     """
     n_out, n_in = weight.shape
-    n_blocks = -(-n_in // INT4_BLOCK)
-    padded = np.zeros((n_out, n_blocks * INT4_BLOCK), np.float32)
-    padded[:, :n_in] = weight
-    blocks = padded.reshape(n_out, n_blocks, INT4_BLOCK)
+    n_blocks, half = -(-n_in // block), 1 << (bits - 1)
+    if n_in % block:
+        weight = np.pad(weight, ((0, 0), (0, n_blocks * block - n_in)))
+    blocks = weight.reshape(n_out, n_blocks, block)
     at = np.abs(blocks).argmax(axis=2)[..., None]
     peak = np.take_along_axis(blocks, at, axis=2)
-    scale = np.where(peak != 0, peak / np.float32(-8), np.float32(1)).astype(np.float32)
-    q = np.clip(np.rint(blocks / scale) + 8, 0, 15).astype(np.uint8)
-    return q[..., 0::2] | q[..., 1::2] << 4, scale[..., 0]
+    scale = np.where(peak != 0, peak / np.float32(-half), np.float32(1)).astype(np.float32)
+    q = np.clip(np.rint(blocks / scale) + half, 0, 2 * half - 1).astype(np.uint8)
+    return (q if bits == 8 else q[..., 0::2] | q[..., 1::2] << 4), scale[..., 0]
 
 
 def _tensor(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
