@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pocketphi.runtime.ram_model import Estimate, Sizes, Use
 
 _IMAGE = re.compile(r"([0-9]{1,6})[x×]([0-9]{1,6})", re.ASCII)
+_MIB = 1 << 20
 _MAX_SECONDS = 4 * 3600  # as in runtime/audio.py
 _MAX_PIXELS = 100_000_000  # as in runtime/image.py
 _BETTER_LAST = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")  # F32 holds nothing that F16 does not
@@ -44,6 +45,7 @@ def plan(
     from pocketphi.runtime import bundle as bundles
     from pocketphi.runtime import memory, ram_model
     from pocketphi.runtime.ggml_plugin import load
+    from pocketphi.runtime.report import human_bytes
 
     log_to_stderr(verbose=False)
     room = memory.available()
@@ -52,7 +54,7 @@ def plan(
     )
     use = ram_model.Use(
         kv_type=_kv_type(cache_type), image=_pixels(image, max_crops), seconds=_seconds(audio),
-        max_crops=max_crops, packed=load().active,
+        max_crops=max_crops, grown=True, packed=load().active,
     )  # fmt: skip
     path = source or builtin()
     if (path / bundles.MANIFEST).exists() or not path.is_dir():
@@ -70,7 +72,7 @@ def plan(
     if as_json:
         typer.echo(to_json({"source": str(path), "ram": n_bytes, "context": use.n_ctx} | found))
         return
-    where = "memory is not known here" if n_bytes is None else f"{n_bytes / 1e9:.2f} GB of memory"
+    where = "memory is not known here" if n_bytes is None else f"{human_bytes(n_bytes)} of memory"
     what = f"{use.n_ctx} tokens, picture {use.image[0]}×{use.image[1]}, clip {use.seconds:g} s, cache {use.kv_type}"
     typer.echo(f"{found['name']}: {where}; {what}")
     for line in (*_table(found), *_speed_lines(found["speed"])):
@@ -177,43 +179,21 @@ def _command(path: Path, name: str, candidate: Candidate) -> str:
 
 def _model(name: str, sizes: Sizes, use: Use, n_bytes: int | None) -> dict[str, Any]:
     """What each mode needs, the largest context that fits, and flags that would make it fit."""
+    from pocketphi.runtime.ram_model import largest_context, smaller
+
     modes: dict[str, Any] = {}
+
+    def fits(one: Estimate) -> bool:
+        return n_bytes is not None and one.wanted <= n_bytes
+
     for mode, found in _modes(sizes, use).items():
         here = replace(use, mode=mode)
         row = found.to_object() | {"context": here.context}
         if n_bytes is not None:
-            row |= {"fits": found.wanted <= n_bytes, "largest_context": _largest(sizes, here, n_bytes)}
-            row["flags"] = None if row["fits"] else _flags(sizes, here, n_bytes)
+            row |= {"fits": fits(found), "largest_context": largest_context(sizes, here, fits)}
+            row["flags"] = None if row["fits"] else smaller(sizes, here, fits)
         modes[mode] = row
     return {"name": name, "modes": modes}
-
-
-def _largest(sizes: Sizes, use: Use, n_bytes: int) -> int:
-    """The most tokens in all that fit; 0 if not even the picture or the clip does."""
-    from pocketphi.runtime.ram_model import CELLS, estimate
-
-    low, high = 0, -(-sizes.text.context_length // CELLS)
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = estimate(sizes, replace(use, n_ctx=middle * CELLS)).wanted <= n_bytes
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return min(low * CELLS, sizes.text.context_length)
-
-
-def _flags(sizes: Sizes, use: Use, n_bytes: int) -> list[str]:
-    """The first of a few changes that makes it fit, mild ones first; none does: empty."""
-    from pocketphi.runtime.ram_model import estimate
-
-    tries: list[tuple[list[str], Use]] = []
-    for crops in (None, 16, 8, 4, 1) if use.image_tokens else (None,):
-        fewer = use if crops is None else replace(use, max_crops=min(crops, use.max_crops))
-        for kv_type in dict.fromkeys((use.kv_type, "q8_0")):
-            for n_ctx in (n for n in (use.n_ctx, 8192, 4096, 2048, 1024, 512) if n <= use.n_ctx):
-                tried = replace(fewer, kv_type=kv_type, n_ctx=n_ctx)
-                flags = [] if crops is None else ["--max-crops", str(tried.max_crops)]
-                flags += [] if kv_type == use.kv_type else ["--cache-type", kv_type]
-                tries.append((flags if n_ctx == use.n_ctx else [*flags, "-c", str(n_ctx)], tried))
-    return next((flags for flags, tried in tries if estimate(sizes, tried).wanted <= n_bytes), [])
 
 
 def _speed(sizes: Sizes, use: Use, threads: int | None) -> dict[str, Any]:
@@ -253,15 +233,38 @@ def _expected(probe: Machine, sizes: Sizes, use: Use) -> dict[str, Any]:
 def _table(found: dict[str, Any]) -> list[str]:
     if "recipes" in found:
         return _recipe_lines(found)
-    parts = ("weights", "mapped", "adapter", "kv", "encoder", "encoder_work", "compute", "program", "margin")
-    names = ("weights", "mapped", "adapter", "KV", "encoder", "its work", "buffers", "program", "margin")
-    lines = ["  ".join([f"{'MB':<14}", *(f"{n:>8}" for n in names), f"{'needs':>8}", "peak RSS"])]
+    parts = [
+        "weights",
+        "mapped",
+        "adapter",
+        "kv",
+        "copy",
+        "encoder",
+        "encoder_work",
+        "compute",
+        "program",
+        "margin",
+    ]
+    names = (
+        "weights",
+        "mapped",
+        "adapter",
+        "KV",
+        "its copy",
+        "encoder",
+        "its work",
+        "buffers",
+        "program",
+        "margin",
+    )
+    lines = ["  ".join([f"{'MiB':<14}", *(f"{n:>8}" for n in names), f"{'needs':>8}", "peak RSS"])]
     for mode, row in found["modes"].items():
         lines.append(
-            "  ".join([f"{mode:<14}", *(f"{row[p] / 1e6:8,.0f}" for p in (*parts, "total", "peak"))])
+            "  ".join([f"{mode:<14}", *(f"{row[p] / _MIB:8,.0f}" for p in (*parts, "total", "peak"))])
         )
     lines.append(
-        'needs: the sum without the smaller of "its work" and what comes after it: adapter, KV, buffers;'
+        "needs: the sum; but of the encoder's work and of what comes after it (adapter, KV, and the larger of "
+        "buffers and the copy that a growing conversation makes) only the larger"
     )
     lines.append(
         "peak RSS: without margin, but with the whole file mapped while it loads, which can be taken back"
@@ -272,7 +275,10 @@ def _table(found: dict[str, Any]) -> list[str]:
             if not row["fits"] and row["flags"]:
                 answer = f"would fit with {' '.join(row['flags'])}"
             elif not row["fits"]:
-                answer = "does not fit: convert with a smaller recipe (pocketphi plan SRC)"
+                answer = (
+                    "nothing fits: neither a smaller context and cache nor fewer crops; a smaller recipe "
+                )
+                answer += "may (pocketphi plan with the checkpoint)"
             most = f"; at most -c {row['largest_context']}" if row["largest_context"] else ""
             lines.append(f"{mode}: {answer}{most}")
     return lines
@@ -284,18 +290,19 @@ def _recipe_lines(found: dict[str, Any]) -> list[str]:
         f"{'recipe':<7}",
         f"{'adapters':<8}",
         f"{'encoders':<8}",
-        f"{'disk':>6}",
+        f"{'disk':>7}",
         *(f"{m:>13}" for m in modes),
+        "MiB",
     ]
     lines = ["  ".join(head)]
     for row in found["recipes"]:
         cells = [f"{row['recipe']:<7}", f"{row['adapters']:<8}", f"{row['encoders']:<8}"]
         cells += [
-            f"{row['disk'] / 1e6:7,.0f}",
-            *(f"{e['total'] / 1e6:13,.0f}" for e in row["modes"].values()),
+            f"{row['disk'] / _MIB:7,.0f}",
+            *(f"{e['total'] / _MIB:13,.0f}" for e in row["modes"].values()),
         ]
         lines.append("  ".join([*cells, {True: "fits", False: "", None: ""}[row["fits"]]]).rstrip())
-    lines.append(f"best that fits: {found['convert']}" if found["convert"] else "none fits")
+    lines.append(f"best that fits: {found['convert']}" if found["convert"] else "nothing fits")
     return lines
 
 

@@ -8,11 +8,9 @@ server that does not answer) is a finding too, and the rest goes on in another p
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,8 @@ from .options import Json
 from .values import to_json
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from pocketphi.runtime.doctor import Finding
 
 _PATIENCE_S = 60.0  # the slowest, the first question of the self-test, converts the built-in model: 2 s
@@ -47,7 +47,10 @@ def doctor(as_json: Json = False) -> None:
 
 def _examine() -> Iterator[Finding]:
     """All findings, each as soon as it is there."""
+    import multiprocessing  # 30 ms that --help need not wait for
+
     from pocketphi.runtime.doctor import Finding, names
+    from pocketphi.runtime.errors import one_line
 
     left = names()
     context = multiprocessing.get_context("spawn")
@@ -67,9 +70,13 @@ def _examine() -> Iterator[Finding]:
             child.join()
             code = child.exitcode or 0
             reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except OSError as exc:  # no process, or no working directory to start one in
+            reason = f"cannot be started: {one_line(exc)}"
         finally:
-            child.kill()
-            child.join()
+            if child.pid is not None:
+                child.kill()
+                child.join()
+            send.close()
             receive.close()
         if left:
             yield Finding(left.pop(0), "fail", f"the probe ended: {reason}")

@@ -24,7 +24,7 @@ def imatrix(
     data: Annotated[Path | None, typer.Option("--data", parser=a_path, metavar="<path>", help="Plain text, or FILE.jsonl with items as `eval` takes them.")] = None,
     out: Annotated[Path, typer.Option("-o", "--output", parser=a_path, metavar="<path>", help="What to write, in llama.cpp's form.")] = Path("imatrix.gguf"),
     adapter: AdapterOption = Adapter.none,
-    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a chunk of text, at least 16.")] = 512,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=16, help="Tokens of a chunk of text.")] = 512,
     chunks: Annotated[int, typer.Option("--chunks", min=-1, help="The first so many chunks or items; -1: all.")] = -1,
     threads: Threads = None, cache_type: KvType = "f16", max_crops: MaxCrops = 36, as_json: Json = False,
     verbose: Verbose = False,
@@ -36,10 +36,12 @@ def imatrix(
     if data is None:
         raise InputError("imatrix reads a file: name it with --data")
     from pocketphi.evaluate.imatrix import collect, table, write
-    from pocketphi.runtime.files import check_writable
+    from pocketphi.runtime.files import check_not_model, check_not_read, check_writable
     from pocketphi.runtime.progress import CountBar
 
     check_writable(out)
+    check_not_read(out, data)
+    check_not_model(out.parent)
 
     def opened(observer: MatmulObserver) -> Model:
         return open_model(model, 0, threads, 0, cache_type, max_crops, observer)

@@ -66,6 +66,7 @@ def transcribe(
     begin = _begin(files, out, resume, restart)
     stems = _stems(files, formats, out)
     if out is not None:
+        _check_outputs(files, stems, formats, out)
         make_folder(out)
     with open_model(model, ctx_size, threads, gpu_layers, cache_type, mode="speech") as loaded:
         job = _job(loaded, task, rules, sampling, n, cache_type)
@@ -130,6 +131,19 @@ def _stems(files: list[str], formats: tuple[TranscriptFormat, ...], out: Path | 
     elif len(set(stems)) < len(stems):
         raise InputError("two of the files have the same name: their transcripts would be one")
     return stems
+
+
+def _check_outputs(
+    files: list[str], stems: list[str], formats: tuple[TranscriptFormat, ...], out: Path
+) -> None:
+    """No transcript replaces a recording, or a model's file."""
+    from pocketphi.runtime.files import check_not_model, check_not_read
+
+    check_not_model(out)
+    written = {f"{stem}.{one}" for stem in stems for one in formats}
+    for path in map(Path, files):
+        if path.name in written:
+            check_not_read(out / path.name, path)
 
 
 @dataclass(frozen=True, slots=True)

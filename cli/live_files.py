@@ -22,12 +22,15 @@ def check_outputs(
     out: Path | None, file: Path | None, formats: Sequence[TranscriptFormat], save_audio: Path | None
 ) -> None:
     """Find out what cannot be written before a model is loaded for it."""
+    from pocketphi.runtime.files import check_not_model
     from pocketphi.runtime.sources import check_recording
     from pocketphi.runtime.transcript_files import check_places
 
     if save_audio is not None:
         check_recording(save_audio, file)
+        check_not_model(save_audio.parent)
     if out is not None:
+        check_not_model(out)
         check_places(out, _stem(file), formats)
 
 

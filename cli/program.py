@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pocketphi.runtime.errors import PocketPhiError
+from pocketphi.runtime.errors import PocketPhiError, shortened
 
 from . import on_signal
 from .fit import plan
@@ -31,6 +31,7 @@ app = typer.Typer(
     help="Microsoft's Phi-4 family on this device: convert a checkpoint, then talk to it, offline.",
 )  # fmt: skip
 
+_LONGEST = 1200  # characters of a usage error; shorter ones of ours are cut already
 _EXPECTED = {  # what pydantic calls it: what to say
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
@@ -118,5 +119,5 @@ def _usage(exc: Any) -> str:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    typer.echo("error: " + shortened(" ".join(message.split()), _LONGEST), err=True)
     raise SystemExit(exit_code) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,7 +92,8 @@ def run(
     if mic:
         check_microphone(device)
     mode = mode_of(media, speech=mic)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops, mode=mode) as loaded:
+    model_for = partial(open_model, mode=mode, media=media)
+    with model_for(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         if mic:
             media.append(_spoken(loaded.bundle, device))
         if raw:
@@ -143,7 +145,8 @@ def chat(
     offered = None if tools is None else read_text(tools, max_bytes=_TOOLS_MAX_BYTES)
     media = media_of(image, audio, video, frames, camera, max_crops)
     mode = mode_of(media)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type, max_crops, mode=mode) as loaded:
+    model_for = partial(open_model, mode=mode, media=media)
+    with model_for(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         console = Console()
         if sys.stdin.isatty():
             console.say(f"{loaded.bundle.name}, {loaded.bundle.recipe}. /help lists commands, Ctrl-D leaves.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,26 @@ _GRAMMAR_MAX_BYTES = 4 << 20
 def open_model(
     directory: Path | None, ctx_size: int, threads: int | None, gpu_layers: int, cache_type: str,
     max_crops: int = 36, observer: MatmulObserver | None = None, mode: Mode = "language",
+    media: Sequence[Media] = (),
 ) -> Model:  # fmt: skip
-    """The model that -m names, or the built-in one; refused at once where `mode` has no room in memory."""
+    """The model that -m names, or the built-in one; refused at once where `mode`, with `media`, has no room."""
     path = directory or builtin()
-    from pocketphi.runtime import bundle, ggml_plugin, ram_model
+    from pocketphi.runtime import bundle, ggml_plugin
     from pocketphi.runtime.engine import Model
+    from pocketphi.runtime.memory_guard import Guard
     from pocketphi.runtime.progress import ProgressBar
 
     if mode != "language":  # that one the model looks after itself
         packed, on_cpu = ggml_plugin.load().active, gpu_layers == 0
-        ram_model.Guard(bundle.load(path), cache_type, packed=packed, on_cpu=on_cpu).load(mode)
+        guard = Guard(
+            bundle.load(path),
+            cache_type,
+            packed=packed,
+            on_cpu=on_cpu,
+            n_threads=threads,
+            max_crops=max_crops,
+        )
+        guard.load(mode, media)
     with ProgressBar() as progress:
         return Model(
             path,

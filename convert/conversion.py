@@ -116,7 +116,7 @@ def prepare(root: Path, options: Options) -> Iterator[Work]:
 
 def convert(root: Path, out: Path, options: Options, progress: Progress | None) -> Bundle:
     """See `convert.convert`."""
-    output.check_free(out.absolute(), overwrite=options.overwrite)
+    output.check_free(output.absolute(out), overwrite=options.overwrite)
     with prepare(root, options) as work:
         quantizer = Quantizer()
         told = progress or Silent()

@@ -52,20 +52,25 @@ def resolve(
         name and commit, any other its own name and None.
 
     Raises:
-        InputError: not a repository's name, a bad or needless revision, huggingface_hub is missing.
+        InputError: not a repository's name, a bad revision, a needless flag, huggingface_hub is missing.
         CheckpointError: no such directory or repository, incomplete, or the network failed.
     """
     if from_hub:
         return _from_hub(source, revision, offline)
     if revision is not None:
         raise InputError(f"revision {quoted(revision)} needs --from-hub: a directory has no revisions")
+    if offline:
+        raise InputError("--offline needs --from-hub: a directory is never fetched")
     if not source:  # an unset shell variable, say; Path("") would be the current directory
         raise InputError("the checkpoint's name is empty, expected a directory")
     path = Path(source)
     if _REPOSITORY.fullmatch(source) and not path.exists():
         raise CheckpointError(f"{source}: no such directory; to take it from the hub, add --from-hub")
     refuse_non_directory(path)
-    return path, *_identity(path)
+    try:
+        return path, *_identity(path)
+    except OSError as exc:  # the working directory, removed meanwhile, has a "." and no name
+        raise CheckpointError(f"{source}: cannot be opened: {exc.strerror}") from None
 
 
 def _identity(directory: Path) -> tuple[str, str | None]:

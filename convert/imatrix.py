@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from ..runtime.errors import CheckpointError
 from ..runtime.gguf_header import GgufHeader, read_header
+from ..runtime.spec import IMATRIX_COUNTS, IMATRIX_SUMS
 from .ggml_types import F16, F32, Q8_0
 from .work_plan import Step
 
-SUMS, COUNTS = ".in_sum2", ".counts"
 _UNWEIGHTED = (F32, F16, Q8_0)  # types whose quantizer looks at no importance
 
 
@@ -52,7 +52,7 @@ def read_imatrix(
     for step in steps:
         if step.type in _UNWEIGHTED:
             continue
-        if step.imatrix_name + SUMS in file.tensors:
+        if step.imatrix_name + IMATRIX_SUMS in file.tensors:
             found[step.imatrix_name] = _importance(file, path, step)
         elif not (is_looked_up and step.group == "token_embd"):
             missing.append(step.imatrix_name)
@@ -67,16 +67,16 @@ def read_imatrix(
 def _importance(file: GgufHeader, path: Path, step: Step) -> npt.NDArray[np.float32]:
     """One tensor's, float32 [row length]."""
     name = step.imatrix_name
-    if name + COUNTS not in file.tensors:
-        raise CheckpointError(f"{path}: tensor {name + COUNTS!r} is missing")
-    sums, counts = (file.float32(name + suffix).reshape(-1) for suffix in (SUMS, COUNTS))
+    if name + IMATRIX_COUNTS not in file.tensors:
+        raise CheckpointError(f"{path}: tensor {name + IMATRIX_COUNTS!r} is missing")
+    sums, counts = (file.float32(name + suffix).reshape(-1) for suffix in (IMATRIX_SUMS, IMATRIX_COUNTS))
     if len(sums) != step.row_length or len(counts) != 1:
         raise CheckpointError(
-            f"{path}: {name + SUMS!r} has {len(sums)} values and {len(counts)} counts, "
+            f"{path}: {name + IMATRIX_SUMS!r} has {len(sums)} values and {len(counts)} counts, "
             f"expected {step.row_length} and 1"
         )
     if not (np.isfinite(sums).all() and (sums >= 0).all() and np.isfinite(counts[0]) and counts[0] >= 0):
-        raise CheckpointError(f"{path}: {name + SUMS!r} holds a value that is negative or not finite")
+        raise CheckpointError(f"{path}: {name + IMATRIX_SUMS!r} holds a value that is negative or not finite")
     # A tensor that no token reached tells nothing: all columns alike, as llama.cpp does.
     mean = sums / counts[0] if counts[0] > 0 else np.ones_like(sums)
     return np.ascontiguousarray(mean, np.float32)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from ..runtime.bundle import MANIFEST, BundleFile
@@ -31,6 +32,18 @@ _PUSH_BYTES = 128 << 20
 
 def _reason(exc: OSError) -> str:
     return exc.strerror or type(exc).__name__
+
+
+def absolute(out: Path) -> Path:
+    """Where an output is to be, whatever becomes of the working directory.
+
+    Raises:
+        OutputError: the working directory is not there any more.
+    """
+    try:
+        return out.absolute()
+    except OSError as exc:
+        raise OutputError(f"{out}: there is no working directory to put it in: {_reason(exc)}") from None
 
 
 class HashedFile:
@@ -118,7 +131,7 @@ def new_directory(out: Path, need_bytes: int, *, overwrite: bool) -> Iterator[Pa
     Raises:
         OutputError: the output exists, its parent cannot be written, or the disk is too small.
     """
-    out = out.absolute()
+    out = absolute(out)
     if out.is_symlink():
         out = out.resolve()
     check_free(out, overwrite=overwrite)
@@ -157,8 +170,27 @@ def check_free(out: Path, *, overwrite: bool) -> None:
             raise OutputError(
                 f"{out}: is not a model directory (it has no {MANIFEST}): it is not overwritten"
             )
+        if (stranger := _stranger(out)) is not None:
+            raise OutputError(f"{stranger}: no conversion wrote it: its folder is not overwritten")
     except OSError as exc:
         raise OutputError(f"{out}: cannot be looked into: {_reason(exc)}") from None
+
+
+def _stranger(out: Path) -> Path | None:
+    """Something in a model directory that its manifest does not list, such as the checkpoint it came from.
+
+    Hidden files are the system's. Of a manifest that cannot be read, every file is taken for the model's.
+    """
+    try:
+        listed = {
+            PurePosixPath(f["path"]).parts[0] for f in json.loads((out / MANIFEST).read_bytes())["files"]
+        }
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        listed = {path.name for path in out.iterdir() if not path.is_dir()}
+    known = listed | {MANIFEST}
+    return next(
+        (p for p in sorted(out.iterdir()) if p.name not in known and not p.name.startswith(".")), None
+    )
 
 
 def _check_space(parent: Path, need_bytes: int) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a quantized model lost: task metrics, perplexity, KL divergence, and the importances that make it lose less."""
+"""What a quantized model lost, by task metrics, perplexity and KL divergence; importances, to lose less."""

@@ -12,7 +12,7 @@ Float64 = npt.NDArray[np.float64]
 
 RESAMPLES = 1000
 _SEED = 20240229
-_CHUNK = 1 << 22  # numbers in memory at once: 32 MiB
+_CHUNK = 1 << 22  # weights in memory at once: 32 MiB
 
 
 def interval(
@@ -36,10 +36,12 @@ def interval(
     n, k = statistics.shape
     rng = np.random.default_rng(_SEED)
     sums = np.empty((resamples, k), np.float64)
-    step = max(1, _CHUNK // (n * k))
+    step = min(resamples, max(1, _CHUNK // n))
+    times = np.empty((step, n), np.float64)  # how often each item was drawn
     for start in range(0, resamples, step):
-        rows = sums[start : start + step]
-        drawn = rng.integers(n, size=(len(rows), n))
-        rows[:] = statistics[drawn].sum(axis=1)
+        rows = times[: min(step, resamples - start)]
+        for row in rows:
+            row[:] = np.bincount(rng.integers(n, size=n), minlength=n)
+        np.matmul(rows, statistics, out=sums[start : start + len(rows)])
     low, high = np.quantile(score(sums), (0.025, 0.975))
     return float(low), float(high)

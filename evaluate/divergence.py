@@ -9,7 +9,8 @@ The base model's log-probabilities, and the tokens they were made from, come fro
     same    whether the most likely token is the same
 
 A file keeps nothing lower than 16 below the most likely token. So the base's perplexity in it is too low, and
-the ratio of the two too high, on a text with tokens that the base finds less likely than that.
+the ratio of the two too high, on a text with tokens that the base finds less likely than that. They are
+counted.
 
 Source: `kl_divergence` in llama.cpp's tools/perplexity/perplexity.cpp.
 """
@@ -25,15 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.engine import Model
-from ..runtime.errors import InputError
-from ..runtime.parts import Float32, Int32
+from ..runtime.errors import InputError, KernelError
+from ..runtime.parts import Float32, Int32, Progress
 from .logits_file import LogitsReader, scored
 from .perplexity import (
     MIN_CONTEXT,
     SILENT,
     Z95,
     Float64,
-    Progress,
     check_chunks,
     exp,
     log_sums,
@@ -41,6 +41,7 @@ from .perplexity import (
     predictions,
 )
 
+_CUT_OFF = np.float32(16 - 8 / 65535)  # below the most likely token: half a step above the lowest value
 _NEGLIGIBLE = np.float32(-16)  # ln p_base at and below which an id does not count
 _PERCENTILES = {  # of the KLD, by name in `details`
     "kld_p999": 99.9,
@@ -66,6 +67,7 @@ class DivergenceResult:
     nll: Float64  # -ln p of the token that followed, nats
     nll_base: Float64
     same_top: npt.NDArray[np.bool_]
+    cut_off: npt.NDArray[np.bool_]  # what followed is 16 nats below the base's top, or more
 
     @property
     def items(self) -> int:
@@ -81,14 +83,16 @@ class DivergenceResult:
     def ci95(self) -> tuple[float, float]:
         """Where 95 % of measurements on as much text would be."""
         mean, error = mean_and_error(self.kld)
-        return mean - Z95 * error, mean + Z95 * error
+        # No divergence is below 0, where the interval of a skewed few would reach. (A mean may be, by the
+        # roundings of a model that is the base.)
+        return max(mean - Z95 * error, min(mean, 0.0)), mean + Z95 * error
 
     def details(self) -> dict[str, Any]:
         """For JSON, beside metric, score, ci95 and items.
 
         Probabilities are 0 to 1; `_error` is a standard error. ppl, ppl_base: perplexities, and ppl_ratio =
         ppl / ppl_base. delta_p: p - p_base of the token that followed. same_top: the share of positions
-        with the same most likely token.
+        with the same most likely token. ppl_base_cut_off: how many tokens the file has too likely.
         """
         nll, nll_error = mean_and_error(self.nll)
         base, base_error = mean_and_error(self.nll_base)
@@ -116,6 +120,7 @@ class DivergenceResult:
             "ppl_error": exp(nll) * nll_error,
             "ppl_base": exp(base),
             "ppl_base_error": exp(base) * base_error,
+            "ppl_base_cut_off": int(self.cut_off.sum()),
             "ppl_ratio": exp(ratio),
             "ppl_ratio_error": exp(ratio) * ratio_error,
             "ln_ppl_ratio": ratio,
@@ -147,6 +152,17 @@ class DivergenceResult:
             "| | |",
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in rows),
+            *self._caveat(),
+        ]
+
+    def _caveat(self) -> list[str]:
+        n = int(self.cut_off.sum())
+        if n == 0:
+            return []
+        return [
+            "",
+            f"{n} of the {self.items} tokens are less likely to the base than its file can say (16 nats "
+            "below the top): its perplexity is too low, and the ratio too high.",
         ]
 
 
@@ -161,6 +177,7 @@ def compare(model: Model, base: Path, *, chunks: int = -1, progress: Progress = 
 
     Raises:
         InputError: the file is damaged, of another vocabulary or of longer chunks than the model's context.
+        KernelError: llama.cpp failed, or the model is damaged.
     """
     most = check_chunks(chunks)
     found: list[_Block] = []
@@ -183,16 +200,18 @@ def compare(model: Model, base: Path, *, chunks: int = -1, progress: Progress = 
                 progress.advance(n_ctx, what)
         finally:
             progress.finish()
-    kld, nll, nll_base, same_top = (np.concatenate(column) for column in zip(*found, strict=True))
+    kld, nll, nll_base, same_top, cut_off = map(np.concatenate, zip(*found, strict=True))
     assert len(kld) == len(tokens) * scored(n_ctx)
-    return DivergenceResult(n_ctx, len(tokens), kld, nll, nll_base, same_top)
+    if not np.isfinite(kld).all():
+        raise KernelError("a KL divergence is more than a number can hold: the model is damaged")
+    return DivergenceResult(n_ctx, len(tokens), kld, nll, nll_base, same_top, cut_off)
 
 
-_Block = tuple[Float64, Float64, Float64, npt.NDArray[np.bool_]]
+_Block = tuple[Float64, Float64, Float64, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
 
 
 def _block(logits: Float32, base: Float32, following: Int32) -> _Block:
-    """KLD, -ln p, -ln p_base and agreement of each row.
+    """KLD, -ln p, -ln p_base, agreement, and what the base's file cuts off, of each row.
 
     Args:
         logits: float32 [n, vocab_size].
@@ -204,9 +223,10 @@ def _block(logits: Float32, base: Float32, following: Int32) -> _Block:
     nll = top + log_sum - logits[rows, following]
     nll_base = -base[rows, following].astype(np.float64)
     same_top = logits.argmax(1) == base.argmax(1)
+    cut_off = base[rows, following] <= base.max(1) - _CUT_OFF
     p = np.exp(base)
     p *= base > _NEGLIGIBLE
     base -= logits
     base += (top + log_sum).astype(np.float32)[:, None]
     p *= base
-    return p.sum(1, dtype=np.float64), nll, nll_base, same_top
+    return p.sum(1, dtype=np.float64), nll, nll_base, same_top, cut_off

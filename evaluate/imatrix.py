@@ -31,13 +31,14 @@ from ..runtime.engine import Model
 from ..runtime.errors import InputError, KernelError
 from ..runtime.files import read_text, write_bytes
 from ..runtime.ggml_observer import MatmulObserver
-from ..runtime.parts import Float32, Int32
-from ..runtime.prompt import Piece, parse_raw, render
-from ..runtime.spec import AdapterName
+from ..runtime.parts import Float32, Int32, Progress
+from ..runtime.prompt import Piece, parse_raw
+from ..runtime.spec import IMATRIX_COUNTS, IMATRIX_SUMS, AdapterName
+from .item_likelihood import item_prompt
 from .items import Item, read_items
-from .perplexity import SILENT, Progress, check_chunks
+from .perplexity import SILENT, check_chunks
+from .text_tokens import text_ids
 
-SUMS, COUNTS = ".in_sum2", ".counts"
 TEXT_MAX_BYTES = 256 << 20
 MIN_CTX = 16  # llama.cpp's smallest chunk that counts
 _HEADS = ("output.weight", "token_embd.weight")  # untied, tied
@@ -95,8 +96,8 @@ class Importances:
         }
         tensors: dict[str, Float32] = {}
         for name in sorted(self.weights):
-            tensors[name + SUMS] = self.weights[name].squares.astype(np.float32)
-            tensors[name + COUNTS] = np.array([self.weights[name].tokens], np.float32)
+            tensors[name + IMATRIX_SUMS] = self.weights[name].squares.astype(np.float32)
+            tensors[name + IMATRIX_COUNTS] = np.array([self.weights[name].tokens], np.float32)
         return gguf_bytes(keys, tensors)
 
     def to_object(self) -> dict[str, Any]:
@@ -140,14 +141,15 @@ def collect(
         raise InputError(f"chunks have {n_ctx} tokens, expected at least {MIN_CTX} (see -c)")
     most = check_chunks(chunks)
     found = Importances(str(data), n_ctx)
-    items = read_items(data, limit=most).items if data.suffix == ".jsonl" else ()
+    items = read_items(data, limit=most).items if data.suffix.lower() == ".jsonl" else ()
     text = "" if items else read_text(data, max_bytes=TEXT_MAX_BYTES)
     with opened(MatmulObserver(found.add, is_quantizable)) as model:
         work: list[tuple[str, Callable[[], Sequence[Piece] | Int32]]]
         if items:
             work = [(item.where, partial(item_pieces, model, item)) for item in items]
         else:
-            work = [("", partial(np.array, ids)) for ids in text_chunks(model, text, data, n_ctx)[:most]]
+            chunks_of = text_chunks(model, text, data, n_ctx, most, progress)
+            work = [("", partial(np.array, ids)) for ids in chunks_of]
         _read(model, work, found, adapter, progress)
     return found
 
@@ -163,14 +165,16 @@ def _add(to: dict[str, Sums], name: str, squares: npt.NDArray[np.float64], token
     found.tokens += tokens
 
 
-def text_chunks(model: Model, text: str, where: Path, n_ctx: int) -> Int32:
-    """The token ids of whole chunks: int32 [n, n_ctx]. What is no token of it: see `perplexity`."""
+def text_chunks(
+    model: Model, text: str, where: Path, n_ctx: int, most: int | None, progress: Progress
+) -> Int32:
+    """The token ids of whole chunks, `most` of them: int32 [n, n_ctx]. What is no token: see `perplexity`."""
     if n_ctx > model.context_limit:
         raise InputError(f"chunks have {n_ctx} tokens, expected {MIN_CTX} to {model.context_limit} (see -c)")
-    ids = model.tokenizer.encode_text(text.removesuffix("\n"))
+    ids, _ = text_ids(model, text, None if most is None else most * n_ctx, progress)
     if len(ids) < n_ctx:
         raise InputError(f"{where}: has {len(ids)} tokens, expected at least one chunk of {n_ctx} (see -c)")
-    return ids[: len(ids) // n_ctx * n_ctx].reshape(-1, n_ctx)
+    return ids[: len(ids) // n_ctx * n_ctx].reshape(-1, n_ctx)[:most]
 
 
 def gguf_bytes(keys: Mapping[str, str | int | Sequence[str]], tensors: Mapping[str, Float32]) -> bytes:
@@ -232,17 +236,7 @@ def _padded(raw: bytes, alignment: int) -> bytes:
 
 def item_pieces(model: Model, item: Item) -> list[Piece]:
     """An item's prompt with its reference answer behind it, as the model would have read both."""
-    controls = model.tokenizer.control_tokens
-    if item.prompt is not None:
-        prompt = parse_raw(item.prompt, controls, item.media)
-    else:
-        prompt = render(
-            item.messages,
-            model.bundle.chat_format,
-            tools=item.tools,
-            tool_result_token=model.bundle.tool_result_token,
-        )
-    return [*prompt, *parse_raw(item.reference, controls)]
+    return [*item_prompt(model, item), *parse_raw(item.reference, model.tokenizer.control_tokens)]
 
 
 def _read(
@@ -254,12 +248,15 @@ def _read(
 ) -> None:
     """Read every sequence; `work` names each, for errors, and makes it."""
     progress.start(len(work), found.dataset)
-    for where, make in work:
-        try:
-            n, used = model.run_through(make(), adapter=adapter)
-        except InputError as exc:
-            text = str(exc)
-            raise InputError(f"{where}: {text}" if where and not text.startswith(where) else text) from None
-        found.end_sequence(n, used)
-        progress.advance(1, found.dataset)
-    progress.finish()
+    try:
+        for where, make in work:
+            try:
+                n, used = model.run_through(make(), adapter=adapter)
+            except InputError as exc:
+                said = str(exc)
+                named = not where or said.startswith(where)
+                raise InputError(said if named else f"{where}: {said}") from None
+            found.end_sequence(n, used)
+            progress.advance(1, found.dataset)
+    finally:
+        progress.finish()

@@ -13,13 +13,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn
 
 from ..runtime.errors import InputError
-from ..runtime.files import check_file, decode_text, reason_of
+from ..runtime.files import check_file, decode_text, is_unicode, reason_of
 from ..runtime.messages import parse
 from ..runtime.parts import Media, MediaKind, Message, Mode
 from ..runtime.router import route
@@ -28,6 +28,7 @@ from ..runtime.tools import parse_tools
 LINE_MAX_BYTES = 4 << 20  # a prompt that fills the longest context is under 1 MiB
 FILE_MAX_BYTES = 256 << 20
 MAX_ITEMS = 100_000
+MAX_MEDIA = 64  # of an item: as many as frames of a video; a context holds fewer
 _ID_MAX_CHARS = 200
 _REFERENCE_MAX_CHARS = 1 << 18  # hours of speech; metrics keep several values for each
 _PLACE = re.compile(r"<\|(image|audio)_\d+\|>")
@@ -158,7 +159,7 @@ class _Line:
         if not isinstance(value, str):
             found = type(value).__name__ if key in raw else "missing"
             self._fail(f"{key} is {found}, expected text")
-        if any("\ud800" <= c <= "\udfff" for c in value):
+        if not is_unicode(value):
             self._fail(f"{key} has half a surrogate pair, expected Unicode text")
         return value
 
@@ -173,6 +174,7 @@ class _Line:
             "image": self._paths(raw, "images"),
             "audio": self._paths(raw, "audio"),
         }
+        self._check_media(sum(map(len, files.values())))
         places = [place.group(1) for place in _PLACE.finditer(prompt)]
         for kind, paths in files.items():
             if places and places.count(kind) != len(paths):  # without any, media come first
@@ -197,6 +199,10 @@ class _Line:
         turns, tools = raw["messages"], raw.get("tools")
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             self._fail("messages is not a list of objects")
+        contents = [turn.get("content") for turn in turns]
+        self._check_media(
+            sum(_is_medium(part) for content in contents if isinstance(content, list) for part in content)
+        )
         try:
             json.dumps(turns, ensure_ascii=False).encode("utf-8")
             messages = parse([{**turn, "content": self._content(turn.get("content"))} for turn in turns])
@@ -217,10 +223,12 @@ class _Line:
         return [self._part(part) for part in content]
 
     def _part(self, part: Any) -> Any:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("image", "audio") and isinstance(part.get(kind), str):
-            return {**part, kind: self._medium(part[kind])}
-        return part
+        return {**part, part["type"]: self._medium(part[part["type"]])} if _is_medium(part) else part
+
+    def _check_media(self, n: int) -> None:
+        """Before any of them is looked for."""
+        if n > MAX_MEDIA:
+            self._fail(f"has {n} images and clips, expected at most {MAX_MEDIA}")
 
     def _medium(self, name: str) -> Path:
         """A file in the folder of the jsonl file, or below."""
@@ -241,6 +249,49 @@ class _Line:
 
     def _fail(self, what: str) -> NoReturn:
         raise InputError(f"{self._where}: {what}")
+
+
+def _is_medium(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind in ("image", "audio") and isinstance(part.get(kind), str)
+
+
+def media_sha256(items: Sequence[Item], on_item: Callable[[], None] = lambda: None) -> str:
+    """What the media of items are known by: a SHA-256, hex, of name, size and SHA-256 of each file in order.
+
+    Args:
+        items: whose media are files.
+        on_item: called after each.
+
+    Raises:
+        InputError: one cannot be read; names the item.
+    """
+    known: dict[Path, str] = {}
+    whole = hashlib.sha256()
+    for item in items:
+        for one in (*item.media, *(one for turn in item.messages for one in turn.media)):
+            if not isinstance(one.source, Path):
+                continue
+            if one.source not in known:
+                known[one.source] = _file_sha256(one.source, item.where)
+            whole.update(json.dumps([one.source.name, known[one.source]]).encode("utf-8"))
+        on_item()
+    return whole.hexdigest()
+
+
+def _file_sha256(path: Path, where: str) -> str:
+    digest, size = hashlib.sha256(), 0
+    try:
+        check_file(path)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except InputError as exc:
+        raise InputError(f"{where}: {exc}") from None
+    except OSError as exc:
+        raise InputError(f"{where}: {path}: cannot be read: {reason_of(exc)}") from None
+    return f"{size}:{digest.hexdigest()}"
 
 
 def in_order_of_modes(items: Sequence[Item]) -> list[Item]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..runtime.errors import InputError, OutputError
-from ..runtime.files import check_file, read_text, reason_of, write_text
+from ..runtime.files import check_file, is_unicode, read_text, reason_of, write_text
 from ..runtime.growing_file import GrowingFile, check_free, not_written
 from ..runtime.parts import Reply, Timings
 from ..runtime.tools import render_calls
@@ -49,6 +50,7 @@ class Answered:
     hypothesis: str
     finish_reason: str
     took: Took
+    positions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # see `item_likelihood`
 
 
 def answered(item_id: str, reply: Reply) -> Answered:
@@ -58,7 +60,7 @@ def answered(item_id: str, reply: Reply) -> Answered:
 
 
 def _took(timings: Timings) -> Took:
-    return Took(**{field.name: getattr(timings, field.name) for field in fields(Took)})
+    return Took(**{one.name: getattr(timings, one.name) for one in fields(Took)})
 
 
 class Journal:
@@ -85,13 +87,18 @@ class Journal:
         self.path = folder / "items.jsonl.part"
         self._folder = folder
         head = {"format": FORMAT, "version": VERSION, **job}
-        found = _read(self.path, head, ids) if resume else None
-        if found is None:
-            self._file = GrowingFile(self.path)
+
+        def read(file: BinaryIO) -> int:
+            self.done, size = _answers(file, self.path, head, ids)
+            return size
+
+        there = resume and os.path.lexists(self.path)
+        if there:
+            check_file(self.path)
+        self._file = GrowingFile(self.path, keep=read if there else None)
+        self.resumed = self._file.size > 0
+        if not self.resumed:
             self._file.append(_line(head))
-        else:
-            self.resumed, (self.done, size) = True, found
-            self._file = GrowingFile(self.path, keep=size)
 
     def __enter__(self) -> Journal:
         return self
@@ -131,6 +138,7 @@ def row(one: Answered, details: Mapping[str, Any]) -> dict[str, Any]:
         **details,
         "hypothesis": one.hypothesis,
         "finish_reason": one.finish_reason,
+        **({"positions": dict(one.positions)} if one.positions else {}),
         "timings": asdict(one.took),
     }
 
@@ -149,12 +157,18 @@ def unfinished(folder: Path, job: Mapping[str, Any], ids: Sequence[str]) -> int 
     for name in ("items.jsonl", "eval.json", "eval.md"):
         if (folder / name).is_dir():
             raise OutputError(f"{str(folder / name)[:200]!r}: cannot be written: is a directory")
+    done: dict[str, Answered] = {}
+
+    def read(file: BinaryIO) -> int:
+        found, size = _answers(file, path, {"format": FORMAT, "version": VERSION, **job}, ids)
+        done.update(found)
+        return size
+
     try:
-        check_free(path)
+        check_free(path, read=read)
     except (OSError, ValueError) as exc:
         raise not_written(path, exc) from None
-    found = _read(path, {"format": FORMAT, "version": VERSION, **job}, ids) if path.is_file() else None
-    return len(found[0]) if found is not None and found[0] else None
+    return len(done) or None
 
 
 def finished(folder: Path, job: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Answered] | None:
@@ -170,50 +184,50 @@ def finished(folder: Path, job: Mapping[str, Any], ids: Sequence[str]) -> dict[s
     if not isinstance(found.get("job"), dict):
         raise InputError(f"{report}: is no report of an evaluation")
     _check_job(found["job"], job, report)
-    answers = _read(rows, None, ids)
-    if answers is None or len(answers[0]) != len(ids):
-        raise InputError(f"{rows}: has {len(answers[0]) if answers else 0} items, expected {len(ids)}")
-    return answers[0]
+    check_file(rows)
+    try:
+        with rows.open("rb") as file:
+            answers, _ = _answers(file, rows, None, ids)
+    except OSError as exc:
+        raise InputError(f"{rows}: cannot be read: {reason_of(exc)}") from None
+    if len(answers) != len(ids):
+        raise InputError(f"{rows}: has {len(answers)} items, expected {len(ids)}")
+    return answers
 
 
 def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _read(
-    path: Path, head: Mapping[str, Any] | None, ids: Sequence[str]
-) -> tuple[dict[str, Answered], int] | None:
+def _answers(
+    file: BinaryIO, path: Path, head: Mapping[str, Any] | None, ids: Sequence[str]
+) -> tuple[dict[str, Answered], int]:
     """The answers of a journal, and its length in bytes without a last line that was only half written.
 
-    None: there is no journal, or its first line is not whole. Without a head every line is an answer.
+    0 bytes: not even its first line is whole. Without a head every line is an answer.
 
     Raises:
         InputError: it is of another job than `head`, or damaged.
     """
-    if not os.path.lexists(path):
-        return None
-    check_file(path)
     known, done, size = set(ids), dict[str, Answered](), 0
-    try:
-        with path.open("rb") as file:
-            for number in range(1, len(ids) + 3):
-                line = file.readline(_LINE_MAX_BYTES + 1)
-                where = f"{path}: line {number}"
-                if not line.endswith(b"\n"):
-                    if len(line) > _LINE_MAX_BYTES:
-                        raise InputError(f"{where}: is over {_LINE_MAX_BYTES} bytes long")
-                    return (done, size) if size else None
-                size += len(line)
-                if number == 1 and head is not None:
-                    _check_job(_object(line, where), head, path)
-                    continue
-                one = _answered(_object(line, where), where)
-                if one.id not in known or one.id in done:
-                    again = "a second time" if one.id in done else "and no such item in the data"
-                    raise InputError(f"{where}: has the id {one.id[:40]!r} {again}")
-                done[one.id] = one
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read: {reason_of(exc)}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise InputError(f"{path}: is not a regular file")
+    for number in range(1, len(ids) + 3):
+        line = file.readline(_LINE_MAX_BYTES + 1)
+        where = f"{path}: line {number}"
+        if not line.endswith(b"\n"):
+            if len(line) > _LINE_MAX_BYTES:
+                raise InputError(f"{where}: is over {_LINE_MAX_BYTES} bytes long")
+            return done, size
+        size += len(line)
+        if number == 1 and head is not None:
+            _check_job(_object(line, where), head, path)
+            continue
+        one = _answered(_object(line, where), where)
+        if one.id not in known or one.id in done:
+            again = "a second time" if one.id in done else "and no such item in the data"
+            raise InputError(f"{where}: has the id {one.id[:40]!r} {again}")
+        done[one.id] = one
     raise InputError(f"{path}: has more lines than there are items")
 
 
@@ -244,18 +258,25 @@ def _brief(value: object) -> str:
 def _answered(found: Mapping[str, Any], where: str) -> Answered:
     """An answer from its line; what can be computed from it again is not read."""
     texts = [found.get(key) for key in ("id", "hypothesis", "finish_reason")]
-    if not all(isinstance(text, str) and _is_unicode(text) for text in texts):
+    if not all(isinstance(text, str) and is_unicode(text) for text in texts):
         raise InputError(f"{where}: id, hypothesis and finish_reason are not all text")
     raw = found.get("timings")
     took: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    if set(took) != {field.name for field in fields(Took)}:
+    if set(took) != {one.name for one in fields(Took)}:
         raise InputError(f"{where}: timings has {sorted(took)!s:.100}, expected those of an item")
     for key, value in took.items():
         if type(value) not in (int, float) or not 0 <= value < 1e12:
             raise InputError(f"{where}: {key} is {str(value)[:40]!r}, expected a number from 0")
-    return Answered(str(texts[0]), str(texts[1]), str(texts[2]), Took(**took))
+    positions = _positions(found.get("positions", {}), where)
+    return Answered(str(texts[0]), str(texts[1]), str(texts[2]), Took(**took), positions)
 
 
-def _is_unicode(text: str) -> bool:
-    """Half a surrogate pair is JSON, and no text."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+def _positions(found: Any, where: str) -> dict[str, tuple[float, ...]]:
+    """Columns of numbers, all of one length."""
+    columns: list[Any] = list(found.values()) if isinstance(found, dict) else [None]
+    for column in columns:
+        if not isinstance(column, list) or not column or len(column) != len(columns[0]):
+            raise InputError(f"{where}: positions is no table of numbers")
+        if not all(type(x) in (int, float) and abs(x) < 1e300 for x in column):
+            raise InputError(f"{where}: positions holds what is no finite number")
+    return {name: tuple(map(float, column)) for name, column in found.items()}

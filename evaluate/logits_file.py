@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import shutil
 import struct
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import InputError, OutputError
-from ..runtime.files import check_file, reason_of
+from ..runtime.files import check_file, open_beside, put_in_place, reason_of
 from ..runtime.parts import Float32, Int32
 
 UInt16 = npt.NDArray[np.uint16]
@@ -44,6 +43,9 @@ _HEADER = struct.Struct("<8sIii")
 _RANGE = np.float32(16)  # how far below the most likely token a log-probability can be
 _STEPS = np.float32(65535)
 _FIXED = 4  # uint16 values that scale and offset take
+# What float32 makes of a stored ln p at most: two roundings each in the range, the scale's inverse, the sum
+# of exponentials, the offset and decoding, of numbers below 32, which are half a unit in the last place.
+_ROUNDINGS = 10 * 32 * float(np.finfo(np.float32).eps) / 2
 
 
 def scored(n_ctx: int) -> int:
@@ -112,14 +114,13 @@ class LogitsWriter:
         self.path = path
         self.size = file_bytes(n_chunks, n_ctx, vocab_size)
         self._written = 0
-        self._temporary = path.with_name(f".{path.name[:200]}.partial-{secrets.token_hex(4)}")
         try:
             if path.exists() and not path.is_file():
-                raise OutputError(f"{path}: is not a regular file")
+                raise OutputError(f"{str(path)[:200]!r}: cannot be written: is not a regular file")
             free = shutil.disk_usage(path.parent).free
             if free < self.size:
                 raise OutputError(f"{path}: takes {_gib(self.size)}, the disk has {_gib(free)} left")
-            self._file = self._temporary.open("xb")
+            self._file, self._temporary = open_beside(path)
         except (OSError, ValueError) as exc:  # ValueError: NUL in a name
             raise OutputError(f"{str(path)[:200]!r}: cannot be written: {reason_of(exc)}") from None
         try:
@@ -148,10 +149,7 @@ class LogitsWriter:
             return
         assert self._written == self.size, "a row too many or too few"
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.path)
+            put_in_place(self._file, self._temporary, self.path)
         except BaseException as failure:
             self._discard()
             if isinstance(failure, OSError):
@@ -166,9 +164,7 @@ class LogitsWriter:
         self._written += len(data)
 
     def _discard(self) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # closing writes what is buffered: on a full disk once more in vain
+        with contextlib.suppress(OSError):  # closing writes what is buffered: on a full disk again in vain
             self._file.close()
         with contextlib.suppress(OSError):
             self._temporary.unlink()
@@ -239,8 +235,10 @@ class LogitsReader:
         width = row_values(self._vocab_size)
         at = _HEADER.size + 4 * n_chunks * n_ctx + 2 * width * (chunk * scored(n_ctx) + first)
         rows = self._read(at, (n, width), "<u2").astype(np.uint16, copy=False)
-        self._check_rows(rows, chunk)
-        return decode(rows, self._vocab_size)
+        self._check(_in_range(rows, self._vocab_size), chunk)
+        found = decode(rows, self._vocab_size)
+        self._check(_sum_to_one(rows, found), chunk)
+        return found
 
     def _header(self, vocab_size: int) -> _Header:
         size = os.fstat(self._file.fileno()).st_size
@@ -277,20 +275,47 @@ class LogitsReader:
             raise InputError(f"{self.path}: cannot be read: {reason_of(exc)}") from None
         return array
 
-    def _check_rows(self, rows: UInt16, chunk: int) -> None:
-        """Scale and offset as `encode` makes them: the most likely token's p is in [1/vocab_size, 1]."""
-        fixed = np.ascontiguousarray(rows[:, :_FIXED]).view("<f4").astype(np.float64)
-        scale, offset = fixed[:, 0], fixed[:, 1]
-        top = offset + scale * int(_STEPS)
-        slack = (
-            1e-3  # float32 roundings of numbers below 32; damage moves them by more, or is as good as none
-        )
-        sound = np.isfinite(fixed).all(1) & (scale >= 0) & (scale * int(_STEPS) <= float(_RANGE) + slack)
-        sound &= (top <= slack) & (top >= -math.log(self._vocab_size) - slack)
+    def _check(self, sound: npt.NDArray[np.bool_], chunk: int) -> None:
         if not sound.all():
             raise InputError(
                 f"{self.path}: chunk {chunk + 1} has a row that is no distribution: the file is damaged"
             )
+
+
+def _in_range(rows: UInt16, vocab_size: int) -> npt.NDArray[np.bool_]:
+    """Of each row, whether its most likely token's p is in [1 / vocab_size, 1]; then all p are finite."""
+    scale, offset = _scale_and_offset(rows)
+    top = offset + scale * int(_STEPS)
+    sound: npt.NDArray[np.bool_] = np.isfinite(scale) & np.isfinite(offset) & (scale >= 0)
+    sound &= scale * int(_STEPS) <= float(_RANGE) + _ROUNDINGS
+    sound &= (top <= _ROUNDINGS) & (top >= -math.log(vocab_size) - _ROUNDINGS)
+    return sound
+
+
+def _sum_to_one(rows: UInt16, found: Float32) -> npt.NDArray[np.bool_]:
+    """Of each row, whether its probabilities sum to 1, but for what storing them does.
+
+    Each stored ln p is within half a step, and roundings, of the true one, so their sum is within that factor
+    of 1. What was further than 16 below the most likely token is stored as q = 0, and is too high by at most
+    all that is stored of it: e to the offset, each.
+
+    Args:
+        rows: uint16 [n, row_values(vocab_size)].
+        found: float32 [n, vocab_size], the same decoded.
+    """
+    scale, offset = _scale_and_offset(rows)
+    n_lowest = (rows[:, _FIXED : _FIXED + found.shape[1]] == 0).sum(1)
+    cut_off = scale * int(_STEPS) >= float(_RANGE) - _ROUNDINGS
+    more = np.where(cut_off, n_lowest * np.exp(offset), 0.0)
+    off = scale / 2 + _ROUNDINGS
+    total = np.exp(found).sum(1, dtype=np.float64)
+    sound: npt.NDArray[np.bool_] = (total >= np.exp(-off)) & (total <= np.exp(off) + more)
+    return sound
+
+
+def _scale_and_offset(rows: UInt16) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    fixed = np.ascontiguousarray(rows[:, :_FIXED]).view("<f4").astype(np.float64)
+    return fixed[:, 0], fixed[:, 1]
 
 
 def _gib(n_bytes: int) -> str:

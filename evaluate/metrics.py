@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -22,7 +21,7 @@ from .normalizers import NormalizerName
 
 MetricName = Literal["wer", "cer", "bleu", "chrf", "exact", "tool-call"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
-Unit = Literal["fraction", "points"]  # 1 is all; 100 is all
+Unit = Literal["fraction", "points", "perplexity", "nats"]  # 1 is all; 100 is all; 1 is best; 0 is best
 
 _BLEU_ORDERS = 4
 _CHRF_ORDERS = 6
@@ -52,9 +51,6 @@ class Metric(Protocol):
 
     def score(self, sums: Float64) -> Float64:
         """float64 [m, k] of summed statistics to float64 [m] of scores."""
-
-    def total(self, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-        """The score of all items together, n >= 1 of each."""
 
     def signature(self) -> str:
         """Who scored it, in which version and how."""
@@ -118,9 +114,6 @@ class _ErrorRate:
         found: Float64 = sums[:, 0] / sums[:, 1]
         return found
 
-    def total(self, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-        return _of_sums(self, hypotheses, references)
-
     def signature(self) -> str:
         from importlib.metadata import version
 
@@ -162,9 +155,6 @@ class _Bleu:
             brevity = np.where(n_found < n_wanted, np.exp(1 - n_wanted / n_found), 1.0)
         found: Float64 = np.where(right.any(axis=1), 100 * brevity * np.exp(logs / _BLEU_ORDERS), 0.0)
         return found
-
-    def total(self, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-        return float(self._corpus.corpus_score(hypotheses, [references]).score)
 
     def signature(self) -> str:
         self._corpus.corpus_score(["a"], [["a"]])  # it signs only what it has scored
@@ -208,9 +198,6 @@ class _Chrf:
         found_score: Float64 = 100 * (1 + _CHRF_BETA2) * precision * recall / np.where(below > 0, below, 1)
         return found_score
 
-    def total(self, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-        return float(self._metric.corpus_score(hypotheses, [references]).score)
-
     def signature(self) -> str:
         self._metric.corpus_score(["a"], [["a"]])
         return f"sacrebleu {self._metric.get_signature()}"
@@ -235,10 +222,6 @@ class _Share:
     def score(self, sums: Float64) -> Float64:
         found: Float64 = sums[:, 0] / sums[:, 1]
         return found
-
-    def total(self, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-        right = sum(self.is_right(*pair) for pair in zip(hypotheses, references, strict=True))
-        return right / len(hypotheses)
 
     def signature(self) -> str:
         return ""
@@ -280,9 +263,3 @@ def _plain(value: object) -> str:
         return int(found) if found.is_integer() else found
 
     return json.dumps(json.loads(json.dumps(value), parse_float=number), sort_keys=True)
-
-
-def _of_sums(one: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """The score of the summed statistics."""
-    rows = [one.judge(*pair).statistics for pair in zip(hypotheses, references, strict=True)]
-    return float(one.score(np.array(rows, np.float64).sum(axis=0, keepdims=True))[0])

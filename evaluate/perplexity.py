@@ -22,19 +22,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..runtime.engine import Model
-from ..runtime.errors import InputError
-from ..runtime.parts import Float32, Int32
+from ..runtime.errors import InputError, KernelError
+from ..runtime.parts import Float32, Int32, Progress, Silent
 from .logits_file import LogitsWriter, encode, file_bytes, scored
+from .text_tokens import text_ids
 
 Float64 = npt.NDArray[np.float64]
 
 MIN_CONTEXT = 8  # a chunk of less has no second half to speak of
+_MOST_NATS = 350  # the square of e to this is still a float: an error bar may be as many times the score
 Z95 = 1.96  # standard errors to either side that hold 95 %
 
 _PASS_ROWS = 256  # logits in memory at once: 205 MB of Phi-4-mini's
@@ -43,31 +45,7 @@ _BLOCK_VALUES = (
 )  # logits worked on at once: one row of Phi-4-mini's, so that it stays in the CPU's cache
 
 
-class Progress(Protocol):
-    """Told how much of the work is done; `runtime.progress` draws such."""
-
-    def start(self, total: int, what: str) -> None:
-        """Work on `total` tokens begins."""
-
-    def advance(self, n: int, what: str) -> None:
-        """`n` more tokens are done."""
-
-    def finish(self) -> None:
-        """All are done, or the work has failed."""
-
-
-class _Silent:
-    def start(self, total: int, what: str) -> None:
-        """Do nothing."""
-
-    def advance(self, n: int, what: str) -> None:
-        """Do nothing."""
-
-    def finish(self) -> None:
-        """Do nothing."""
-
-
-SILENT: Progress = _Silent()
+SILENT = Silent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +56,7 @@ class PerplexityResult:
 
     n_ctx: int
     chunks: int
-    tokens: int  # of the whole text
+    tokens: int | None  # of the whole text; None: it was not read to its end
     items: int  # positions scored
     mean_nll: float  # -ln p, nats
     mean_nll_error: float  # its standard error
@@ -119,7 +97,7 @@ class PerplexityResult:
             f"Perplexity {self.score:.4f} ± {self.error:.4f} (95 %: {low:.4f} to {high:.4f})",
             "",
             f"{self.items} positions in {self.chunks} chunks of {self.n_ctx} tokens; "
-            f"the text has {self.tokens}.",
+            f"the text has {'more' if self.tokens is None else self.tokens}.",
         ]
         return found if self.saved is None else [*found, "", f"Log-probabilities: `{self.saved}`"]
 
@@ -147,13 +125,15 @@ def measure(
 
     Raises:
         InputError: the text is too short, or an argument out of range.
+        KernelError: llama.cpp failed, or the model is damaged.
         OutputError: `save_logits` cannot be written; what would not fit the disk is refused at the start.
     """
     limit, vocab_size = model.context_limit, model.bundle.text.vocab_size
     if not MIN_CONTEXT <= n_ctx <= limit:
         raise InputError(f"perplexity context is {n_ctx}, expected {MIN_CONTEXT} to {limit} tokens (see -c)")
     n_chunks = check_chunks(chunks)
-    ids = model.tokenizer.encode_text(text.removesuffix("\n"))
+    most = None if n_chunks is None else max(n_chunks, 2) * n_ctx
+    ids, whole = text_ids(model, text, most, progress)
     if len(ids) < 2 * n_ctx:
         raise InputError(
             f"the text has {len(ids)} tokens, perplexity over chunks of {n_ctx} needs at least {2 * n_ctx} "
@@ -177,8 +157,10 @@ def measure(
                 if writer is not None:
                     writer.write(encode(logits, log_sum.astype(np.float32)))
             progress.advance(n_ctx, what)
-    mean, error = mean_and_error(np.concatenate(nll))
-    return PerplexityResult(n_ctx, n_chunks, len(ids), n_chunks * scored(n_ctx), mean, error, save_logits)
+        mean, error = mean_and_error(np.concatenate(nll))
+        exp(mean)  # of what is damaged no file is kept
+    n_tokens = len(ids) if whole else None
+    return PerplexityResult(n_ctx, n_chunks, n_tokens, n_chunks * scored(n_ctx), mean, error, save_logits)
 
 
 def check_chunks(chunks: int) -> int | None:
@@ -198,17 +180,13 @@ def predictions(model: Model, ids: Int32) -> Iterator[tuple[Float32, Int32]]:
     Yields:
         logits float32 [k, vocab_size], and int32 [k], the token that follows each.
     """
-    table = model.bundle.text.rope.table
     model.forget()
     first, last = len(ids) // 2, len(ids) - 1  # positions: from the first scored up to, not with, the last
     while first < last:
         stop = min(first + _PASS_ROWS, len(ids))
-        # The whole chunk has one RoPE table. A part of it that would be read with another is no part of it.
-        while table(stop) != table(len(ids)):
-            stop += 1
-        # What was read of this chunk is still in the cache. The last position is read too, and not used: a
-        # chunk then is one batch of the shape that llama.cpp gives it.
-        logits = model.token_logits(ids[:stop], stop - first)[: last - first]
+        # The whole chunk has one RoPE table. What was read of it is still in the cache. The last position is
+        # read too, and not used: a chunk then is one batch of the shape that llama.cpp gives it.
+        logits = model.token_logits(ids[:stop], stop - first, within=len(ids))[: last - first]
         block = max(1, _BLOCK_VALUES // logits.shape[1])
         for k in range(0, len(logits), block):
             part = logits[k : k + block].copy()  # a view that is held would hold the whole pass
@@ -234,5 +212,11 @@ def mean_and_error(values: Float64) -> tuple[float, float]:
 
 
 def exp(x: float) -> float:
-    """e to the x; infinite, not an error, where that is more than a float can hold."""
-    return math.exp(x) if x < 709 else math.inf
+    """A perplexity: e to the x, the mean of -ln p.
+
+    Raises:
+        KernelError: it is more than a number can hold, or none: no model that works is off by so much.
+    """
+    if not x < _MOST_NATS:
+        raise KernelError(f"the mean of -ln p is {x:.6g}, expected below {_MOST_NATS}: the model is damaged")
+    return math.exp(x)

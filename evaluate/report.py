@@ -8,17 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.report import human_bytes, peak_rss
+from .likelihood_judge import LikelihoodJudge
+from .metrics import Unit
 from .runner import Judge, Score, Scored
 
 _WORST = 10
 _TEXT_CHARS = 120  # of an answer in a table
+_PERFECT: Mapping[Unit, float] = {"fraction": 1.0, "points": 100.0, "perplexity": 1.0, "nats": 0.0}
+_DIGITS = {"perplexity": 4, "nats": 6}  # behind the point
+_FIGURES = {  # of a KL divergence, in its table
+    "kld_median": "median", "kld_p99": "99 %", "kld_max": "maximum", "same_top": "same most likely token",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What was found out."""
 
-    judge: Judge
+    judge: Judge | LikelihoodJudge
     job: Mapping[str, Any]  # what was asked for, all that the answers depend on
     rows: Sequence[Scored]  # in the order of the data
 
@@ -32,6 +39,7 @@ class Report:
             "score": total.score,
             "ci95": list(total.ci95),
             "items": total.items,
+            **self.judge.details(self.rows),
             metric.name.replace("-", "_"): total.score,
             "unit": metric.unit,
             "normalizer": self.judge.normalizer,
@@ -55,7 +63,8 @@ class Report:
     def _worst(self) -> list[Scored]:
         """Those that are not perfect, worst first."""
         low = self.judge.metric.best == "low"
-        perfect = 0.0 if low else 1.0 if self.judge.metric.unit == "fraction" else 100.0
+        unit = self.judge.metric.unit
+        perfect = 0.0 if low and unit == "fraction" else _PERFECT[unit]
         # A perfect BLEU is the exponential of a sum of logarithms: 100 within rounding.
         wrong = [row for row in self.rows if abs(row.score - perfect) > 1e-9]
         return sorted(wrong, key=lambda row: -row.score if low else row.score)[:_WORST]
@@ -99,7 +108,15 @@ def table(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"| {name} | {_amount(one['score'], found['unit'])} | {low} to {high} | {one['items']} |"
         )
-    return lines
+    note: list[str] = []
+    if found["ci95"][0] == found["ci95"][1]:
+        note = ["", "All items alike: the bootstrap cannot tell how far off the score may be."]
+    for key, name in _FIGURES.items():
+        if key in found:
+            unit, ci95 = ("fraction", found["same_top_ci95"]) if key == "same_top" else (found["unit"], [])
+            interval = " to ".join(_amount(x, unit) for x in ci95)
+            lines.append(f"| {name} | {_amount(found[key], unit)} | {interval} | |")
+    return lines + note
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -139,7 +156,9 @@ def _worst_line(one: Mapping[str, Any], unit: str) -> str:
 
 
 def _amount(value: float, unit: str) -> str:
-    return f"{100 * value:.2f} %" if unit == "fraction" else f"{value:.2f}"
+    if unit == "fraction":
+        return f"{100 * value:.2f} %"
+    return f"{value:.{_DIGITS.get(unit, 2)}f}"
 
 
 def _or_dash(value: object) -> object:

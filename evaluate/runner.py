@@ -91,8 +91,12 @@ class Judge:
     def score(self, rows: Sequence[Scored]) -> Score:
         """All of them together, at least one."""
         statistics: Float64 = np.array([row.statistics for row in rows], np.float64)
-        total = self.metric.total([row.hypothesis for row in rows], [row.reference for row in rows])
+        total = float(self.metric.score(statistics.sum(axis=0, keepdims=True))[0])
         return Score(total, interval(statistics, self.metric.score), len(rows))
+
+    def details(self, rows: Sequence[Scored]) -> dict[str, Any]:
+        """What a report has beside the score: nothing."""
+        return {}
 
     def _normalized(self, item: Item, what: str, text: str) -> str:
         try:

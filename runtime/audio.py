@@ -20,13 +20,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
 
 from . import mpeg
-from .errors import InputError
+from .errors import InputError, native
 from .parts import Float32
 from .stderr_capture import Unheard
+
+with native("libsndfile or soxr"):
+    import soundfile
+    import soxr
 
 SAMPLE_RATE = 16000  # Hz: what everything becomes that is not 8 kHz
 TELEPHONE_RATE = 8000  # Hz: kept, the log-mel front end has a path of its own for it
@@ -369,8 +371,7 @@ def _bounded(sound: Sound, most: float) -> Iterator[Float32]:
     """Pass blocks on, as long as they are not too many."""
     n = 0
     for block in sound.blocks:
-        n += len(block)
-        _check_length(n / sound.sample_rate, most, sound.name)
+        _check_length((n := n + len(block)) / sound.sample_rate, most, sound.name)
         yield block
 
 
@@ -380,8 +381,7 @@ def _resampled(blocks: Iterator[Float32], rate: int) -> Iterator[Float32]:
     taken = given = 0
     for block in blocks:
         taken += len(block)
-        out = resampler.resample_chunk(block)
-        given += len(out)
+        given += len(out := resampler.resample_chunk(block))
         yield out
     rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
     wanted = -(-taken * SAMPLE_RATE // rate) - given

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,10 +19,10 @@ from typing import Any, cast, get_args
 
 from .errors import BundleError, InputError, one_line
 from .spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat, Family, RopeSpec, TextSpec
+from .spec import MANIFEST as MANIFEST
 
 FORMAT = "pocketphi-bundle"
 VERSION = 1
-MANIFEST = "bundle.json"
 ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
     "vision": ("tower", "projector"),
     "speech": ("front", "trunk", "speech-projector", "vision-projector"),
@@ -29,6 +30,7 @@ ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _MAX_VOCAB_SIZE = 1 << 24  # tokens; a real one has 200,064. Tables of that length are made from it
 _MAX_CONTEXT = (1 << 31) - 1  # tokens: llama.cpp counts positions in 32 bits
+_MISSING = f"listed in {MANIFEST} but missing"
 _SEAL = "sha256"  # of the manifest itself; one written by hand has none
 _MANIFEST_MAX_BYTES = 4 << 20  # a real one is under 16 KiB; more is not ours
 
@@ -166,20 +168,21 @@ def load(directory: Path) -> Bundle:
     Contents are not hashed: see `Bundle.check_hashes`.
 
     Raises:
-        BundleError: no such directory, not one of ours, another version, a bad field, a missing or
-            resized file.
+        BundleError: no such directory, not ours, another version, a bad field, a missing or resized file.
     """
     manifest = directory / MANIFEST
     try:
-        is_directory, has_manifest = directory.is_dir(), manifest.is_file()
+        is_directory, is_regular = directory.is_dir(), manifest.is_file()
     except (OSError, ValueError):  # a name too long, or with a NUL in it
         raise BundleError(f"{str(directory)[:100]!r}: cannot be opened as a model directory") from None
     if not is_directory:
         raise BundleError(f"{directory}: no such model directory")
-    if not has_manifest:
+    if not os.path.lexists(manifest):
         raise BundleError(
             f"{directory}: not a model directory: it has no {MANIFEST}. Make one with `pocketphi convert`"
         )
+    if not is_regular:
+        raise BundleError(f"{manifest}: is not a regular file")
     raw, text = _read_manifest(manifest)
     bundle = _parse(_Fields(raw, str(manifest)), directory)
     listed = {f.path for f in bundle.files}
@@ -195,7 +198,7 @@ def load(directory: Path) -> Bundle:
     for entry in bundle.files:
         path = directory / entry.path
         if not path.is_file():
-            raise BundleError(f"{path}: listed in {MANIFEST} but missing")
+            raise BundleError(f"{path}: {'is not a regular file' if path.exists() else _MISSING}")
         if not path.resolve().is_relative_to(root):
             raise BundleError(f"{path}: points outside the model directory")
         if path.stat().st_size != entry.size:

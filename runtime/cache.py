@@ -25,12 +25,20 @@ def cache_directory() -> Path:
         return Path(chosen)
     try:
         if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches" / "pocketphi"
+            return _home() / "Library" / "Caches" / "pocketphi"
         if sys.platform == "win32":
             local = os.environ.get("LOCALAPPDATA")
-            return (Path(local) if local else Path.home() / "AppData" / "Local") / "pocketphi" / "Cache"
+            return (Path(local) if local else _home() / "AppData" / "Local") / "pocketphi" / "Cache"
         # The specification says to ignore a relative path here.
         shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (shared if shared.is_absolute() else Path.home() / ".cache") / "pocketphi"
+        return (shared if shared.is_absolute() else _home() / ".cache") / "pocketphi"
     except RuntimeError:
         raise OutputError(f"there is no home directory to keep the model in: set {CACHE_VARIABLE}") from None
+
+
+def _home() -> Path:
+    """RuntimeError where there is none; an empty $HOME would be the root, or the working directory."""
+    home = Path.home()
+    if not os.environ.get("HOME", "unset") or not home.is_absolute():
+        raise RuntimeError
+    return home

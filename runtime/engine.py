@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import numpy as np
 
 from . import bundle as bundles
-from . import ggml_plugin, ram_model, verify
+from . import ggml_plugin, memory_guard, verify
 from .answer import Answer, Request
 from .decoder_ggml import GgmlDecoder, GgmlOptions
 from .embeddings import spans
@@ -23,7 +23,7 @@ from .ggml_observer import MatmulObserver
 from .gguf_check import AdapterFile
 from .hd import MAX_CROPS
 from .messages import Turn, parse
-from .parts import AudioProjector, EmbedSpan, Float32, Int32, Media, Mode, Reply, TokenSpan
+from .parts import AudioProjector, EmbedSpan, Float32, Int32, Media, Mode, Progress, Reply, TokenSpan
 from .prompt import Piece, Slot, parse_raw, render
 from .router import route
 from .sampler import Sampling
@@ -82,7 +82,7 @@ class Model:
         n_gpu_layers: int = 0,
         kv_type: str = "f16",
         max_crops: int = MAX_CROPS,
-        progress: verify.Progress | None = None,
+        progress: Progress | None = None,
         observer: MatmulObserver | None = None,
     ) -> None:
         """
@@ -112,7 +112,9 @@ class Model:
                 f"context is {n_ctx} tokens, this model takes 1 to {text.context_length} (0: all)"
             )
         on_cpu, packed = n_gpu_layers == 0, ggml_plugin.load().active
-        self._guard = ram_model.Guard(self.bundle, kv_type, packed=packed, on_cpu=on_cpu)
+        self._guard = memory_guard.Guard(
+            self.bundle, kv_type, packed=packed, on_cpu=on_cpu, n_threads=n_threads, max_crops=max_crops
+        )
         self._guard.load()
         verify.check(self.bundle, progress)
         self.tokenizer = Tokenizer(self.bundle.path(self.bundle.tokenizer), text.vocab_size)
@@ -246,14 +248,18 @@ class Model:
         request = self._request(parse_raw(prompt, self.tokenizer.control_tokens), {"adapter": adapter}, False)
         return self._session.read(request.spans, adapter=request.adapter)[0]
 
-    def token_logits(self, ids: Iterable[int], n: int, *, adapter: AdapterName | None = None) -> Float32:
+    def token_logits(
+        self, ids: Iterable[int], n: int, *, adapter: AdapterName | None = None, prompt: Sequence[Piece] = (),
+        within: int = 0,
+    ) -> Float32:  # fmt: skip
         """Logits after each of the last `n` tokens of a sequence, which replaces the conversation.
 
         Args:
-            ids: token ids, int [t], 1 <= t <= `context_limit`. The RoPE table is the one for t tokens.
-                No BOS is added; what the KV cache holds of the same sequence is not read again.
-            n: 1 to t.
-            adapter: read everything through this LoRA; None: through none.
+            ids: token ids. No BOS is added; what the KV cache holds of the same sequence is not read again.
+            n: 1 to t, the tokens of the sequence, at most `context_limit`. The RoPE table is the one for t.
+            adapter: read everything through this LoRA; None: as the prompt is routed, ids alone through none.
+            prompt: comes before the ids, media and all.
+            within: the sequence begins one of so many tokens, if those are more: it has the table for those.
 
         Returns:
             float32 [n, vocab_size], unmasked, in natural-log units: 205 MB for 256 rows of Phi-4-mini's.
@@ -263,11 +269,13 @@ class Model:
             KernelError: llama.cpp failed, or the adapter does not act.
         """
         self._end_answer()
-        _check_adapter(adapter)
-        found = self._ids("token ids", ids)
-        if not 1 <= n <= len(found):
-            raise InputError(f"logits of {n} of {len(found)} tokens are asked for, expected 1 to all of them")
-        return self._session.read_each([TokenSpan(found)], n, adapter=self._lora(adapter))
+        request = self._request(prompt, {"adapter": adapter}, False)
+        sequence = [*request.spans, TokenSpan(self._ids("token ids", ids))]
+        total = sum(map(len, sequence))
+        if not 1 <= n <= total:
+            raise InputError(f"logits of {n} of {total} tokens are asked for, expected 1 to all of them")
+        found = [span for span in sequence if len(span)]
+        return self._session.read_each(found, n, adapter=request.adapter, within=within)
 
     def run_through(
         self, prompt: Sequence[Piece] | Int32, *, adapter: AdapterName | None = None
@@ -299,12 +307,14 @@ class Model:
         _check_adapter(adapter)
         draft, n_forced = self._draft(options)
         stop_ids = self._ids("stop ids", options.get("stop_ids", ()))
-        kinds = {piece.media.kind for piece in pieces if isinstance(piece, Slot)}
+        media = [piece.media for piece in pieces if isinstance(piece, Slot)]
+        kinds = {one.kind for one in media}
         routed = route(images="image" in kinds, audio="audio" in kinds)
         chosen = adapter or routed.adapter
-        self._guard.media(kinds, self._lora(chosen), self.resident)
+        self._guard.media(media, self._lora(chosen), self.resident)
         started = time.perf_counter()
         found = spans(pieces, self.tokenizer, lambda m: self._embed(m, routed.audio_projector))
+        self._guard.rows = sum(map(len, found))
         return Request(
             spans=found,
             mode=_MODE_OF_ADAPTER[adapter] if adapter and not kinds else routed.mode,

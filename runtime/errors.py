@@ -17,6 +17,8 @@ Ctrl-C is exit 130. Messages are one line: which input, what was found, what was
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -25,14 +27,20 @@ def one_line(exc: BaseException, most: int = 200) -> str:
     return " ".join(str(exc).split())[:most]
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """Without its middle, where it is longer: the beginning says which file, the end what was wanted."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
 class PocketPhiError(Exception):
     """Base class of every error that is not a bug."""
 
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        """One line: what names and values out of files bring with them cannot steer a terminal."""
-        text = super().__str__()
+        """One line, of bounded length: what names and values out of files bring cannot steer a terminal."""
+        text = shortened(super().__str__())
         return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -80,3 +88,18 @@ class OutputError(PocketPhiError):
 
 class InUseError(OutputError):
     """Another process is writing the output."""
+
+
+@contextmanager
+def native(name: str) -> Iterator[None]:
+    """Around the import of a library with native code: where memory is short, it fails in words of its own.
+
+    Raises:
+        KernelError: the library is missing or cannot be loaded.
+    """
+    try:
+        yield
+    except PocketPhiError:
+        raise
+    except Exception as exc:  # ImportError with the linker's words, MemoryError, OSError, a library's own
+        raise KernelError(f"{name} cannot be loaded: {one_line(exc)}") from None

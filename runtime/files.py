@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import InputError, OutputError
+from .spec import MANIFEST
 
 try:
     import fcntl
@@ -73,7 +74,7 @@ def decode_text(raw: bytes, where: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it is text: no half of a surrogate pair, as `\\ud800` in JSON and bytes in arguments make one."""
+    """Whether it is text: not half a surrogate pair, as JSON's escapes and bytes in arguments make one."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -224,6 +225,16 @@ def check_not_read(path: Path, data: Path) -> None:
         same = path.samefile(data)
     if same:
         raise InputError(f"{str(path)[:200]!r}: is the data that is read, expected another file to write")
+
+
+def check_not_model(folder: Path) -> None:
+    """Refuse to write among the files of a model directory: only `convert --overwrite` replaces those.
+
+    Raises:
+        OutputError: there is a manifest in it.
+    """
+    if os.path.lexists(folder / MANIFEST):
+        raise OutputError(f"{str(folder)[:200]!r}: is a model directory, expected another folder to write to")
 
 
 def make_folder(path: Path) -> None:

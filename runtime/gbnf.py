@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from .errors import InputError
 from .files import check_unicode
@@ -11,7 +12,9 @@ from .files import check_unicode
 MAX_CHARS = 1 << 20
 _MAX_NESTING = 256  # llama.cpp's parser recurses: 20,000 overflow its stack
 _MAX_CHAIN = 1000  # rules that begin with rules: its search for left recursion recurses too
-_MAX_WAYS = 100_000  # to come to a rule's first character: it tries, and then keeps, each
+_MAX_WAYS = 100_000  # to come to the next character: it tries, and then keeps, each
+_MAX_PLACES = 4_000_000  # in the rules, 8 bytes each, that it keeps for all those ways together
+_MAX_TIMES = 2000  # of a repetition: it takes more for no bound
 _NOT_BRACKETS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
 _GBNF = re.compile(
     r"""\s+|\#[^\n]* | (?P<rule>[A-Za-z0-9-]+)\s*::= | (?P<name>[A-Za-z0-9-]+) | (?P<mark>[()|])
@@ -19,8 +22,19 @@ _GBNF = re.compile(
     | (?P<times>[*+?]|\{\s*(?P<low>\d{1,9})\s*(?:,\s*(?P<high>\d{1,9})?\s*)?\})""",
     re.DOTALL | re.VERBOSE,
 )
-# A rule's alternatives; of each, its parts: a rule's name or None, and whether it may be left out.
-_Rules = dict[str, list[list[tuple[str | None, bool]]]]
+
+
+@dataclass(slots=True)
+class _Part:
+    """A piece of an alternative."""
+
+    rule: str | None  # its name; None: a literal, a class or a token
+    optional: bool  # it may be left out
+    times: int = 1  # llama.cpp writes it down so often
+
+
+# A rule's alternatives; of each, its parts.
+_Rules = dict[str, list[list[_Part]]]
 
 
 def check(grammar: str) -> None:
@@ -45,8 +59,8 @@ def _rules_of(grammar: str) -> _Rules:
         InputError: it is not GBNF, or repeats {more,fewer} times, of which llama.cpp makes 2^64 rules.
     """
     rules: _Rules = {}
-    here: list[list[tuple[str | None, bool]]] = []
-    around: list[list[list[tuple[str | None, bool]]]] = []
+    here: list[list[_Part]] = []
+    around: list[list[list[_Part]]] = []
     at = 0
     while at < len(grammar):
         match = _GBNF.match(grammar, at)
@@ -57,10 +71,10 @@ def _rules_of(grammar: str) -> _Rules:
             here, around = rules.setdefault(match["rule"], []), []
             here.append([])
         elif match["name"] or match["piece"]:
-            here[-1].append((match["name"], text == '""'))
+            here[-1].append(_Part(match["name"], text == '""'))
         elif text == "(":
             name = f"({len(rules)}"
-            here[-1].append((name, False))
+            here[-1].append(_Part(name, False))
             around.append(here)
             here = rules[name] = [[]]
         elif text == ")":
@@ -72,8 +86,11 @@ def _rules_of(grammar: str) -> _Rules:
         elif match["times"]:
             if match["high"] and int(match["high"]) < int(match["low"]):
                 raise InputError(f"grammar: repeats {text}, expected the smaller number first")
-            if here[-1] and (text in "*?" or int(match["low"] or 1) == 0):
-                here[-1][-1] = (here[-1][-1][0], True)
+            if here[-1]:
+                part, low = here[-1][-1], int(match["low"] or (text == "+"))
+                part.optional |= text in "*?" or (text[0] == "{" and low == 0)
+                exact = "," not in text and text[0] == "{"
+                part.times *= min(int(match["high"] or low + (not exact)), low + _MAX_TIMES) or 1
     return rules
 
 
@@ -83,9 +100,10 @@ def _check_rules(rules: _Rules) -> None:
     Raises:
         InputError: which rule.
     """
-    firsts = _firsts(rules)
+    empty = _may_be_empty(rules)
+    firsts = _firsts(rules, empty)
     depth: dict[str, int] = {}
-    ways: dict[str, int] = {}
+    counted: dict[str, tuple[int, int]] = {}
     for root in rules:
         path = [] if root in depth else [root]
         open_: dict[str, int] = {}  # on the path: how many of its firsts have been looked at
@@ -102,25 +120,57 @@ def _check_rules(rules: _Rules) -> None:
                     path.append(first)
                 continue
             depth[name] = 1 + max((depth[f] for f in firsts[name]), default=0)
-            ways[name] = 1 + sum(ways[f] for f in firsts[name])
             if depth[name] > _MAX_CHAIN:
                 raise InputError(f"grammar: rules begin with rules, more than {_MAX_CHAIN} deep")
-            if ways[name] > _MAX_WAYS:
-                raise InputError(f"grammar: rules can begin in more than {_MAX_WAYS} ways")
+            begins = [_counted(parts, counted, empty)[0] for parts in rules[name]]
+            counted[name] = 1 + sum(ways for ways, _ in begins), max(places for _, places in begins)
+            _check_counted(*counted[name])
             del open_[path.pop()]
+    for alternatives in rules.values():
+        for parts in alternatives:
+            for ways, places in _counted(parts, counted, empty):
+                _check_counted(ways, places)
 
 
-def _firsts(rules: _Rules) -> dict[str, list[str]]:
+def _check_counted(ways: int, places: int) -> None:
+    if ways > _MAX_WAYS:
+        raise InputError(f"grammar: rules can go on in more than {_MAX_WAYS} ways")
+    if ways * places > _MAX_PLACES:
+        raise InputError(f"grammar: rules can go on in {ways} ways, up to {places} deep: too many together")
+
+
+def _counted(
+    parts: list[_Part], counted: dict[str, tuple[int, int]], empty: set[str]
+) -> list[tuple[int, int]]:
+    """For each place in an alternative: the ways to the next character, and how deep in rules the deepest is.
+
+    Where a part may be empty, the ways of what follows are ways too. A rule that is not counted yet is no
+    rule or stands behind what cannot be empty, where nobody looks before all are counted.
+    """
+    found = [(1, 0)]
+    for part in reversed(parts):
+        ways, places = counted.get(part.rule or "", (1, 0))
+        passed = part.rule in empty
+        if passed:
+            ways *= part.times
+        if len(found) > 1 or part.times > 1:
+            places += 1  # what follows is kept as well; the end of an alternative is not
+        if passed or part.optional:
+            ways, places = ways + found[-1][0], max(places, found[-1][1])
+        found.append((ways, max(places, 1)))
+    return found[::-1]
+
+
+def _firsts(rules: _Rules, empty: set[str]) -> dict[str, list[str]]:
     """The rules that each rule can begin with, as often as they stand there."""
-    empty = _may_be_empty(rules)
     found: dict[str, list[str]] = {}
     for name, alternatives in rules.items():
         found[name] = firsts = []
         for parts in alternatives:
-            for part, optional in parts:
-                if part in rules:
-                    firsts.append(str(part))
-                if not optional and part not in empty:
+            for part in parts:
+                if part.rule in rules:
+                    firsts.append(str(part.rule))
+                if not part.optional and part.rule not in empty:
                     break
     return found
 
@@ -132,10 +182,10 @@ def _may_be_empty(rules: _Rules) -> set[str]:
     stands_in: dict[str, list[int]] = {}
     for name, alternatives in rules.items():
         for parts in alternatives:
-            for part, optional in parts:
-                if part is not None and not optional:
-                    stands_in.setdefault(part, []).append(len(needed))
-            needed.append(sum(not optional for _, optional in parts))
+            for part in parts:
+                if part.rule is not None and not part.optional:
+                    stands_in.setdefault(part.rule, []).append(len(needed))
+            needed.append(sum(not part.optional for part in parts))
             owner.append(name)
     empty: set[str] = set()
     waiting = [name for name, n in zip(owner, needed, strict=True) if n == 0]

@@ -11,23 +11,27 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from io import FileIO
+from io import BufferedRandom, FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import InUseError, OutputError
 from .files import reason_of
+
+Reader = Callable[[BinaryIO], int]
 
 
 class GrowingFile:
     """What was appended is with the system when `append` returns."""
 
-    def __init__(self, path: Path, *, keep: int | None = None) -> None:
+    def __init__(self, path: Path, *, keep: int | Reader | None = None) -> None:
         """Open and lock it.
 
         Args:
             path: what is there and no folder is replaced: not followed if it is a link, not waited for if it
                 is a pipe.
-            keep: go on after this many bytes of what is there; None: a new file.
+            keep: go on after this many bytes of what is there, or as many as a function says that reads it
+                while nobody else can write it; None: a new file.
 
         Raises:
             InUseError: another process writes it.
@@ -35,6 +39,7 @@ class GrowingFile:
         """
         self.path = path
         self._file: FileIO
+        self.size = 0  # bytes
         self._run(lambda: self._new() if keep is None else self._old(keep))
 
     def append(self, data: str | bytes) -> None:
@@ -55,7 +60,7 @@ class GrowingFile:
         def write() -> None:
             self._file.seek(0)
             self._file.write(head)
-            self._file.seek(self._size)
+            self._file.seek(self.size)
 
         self._run(write)
 
@@ -92,19 +97,18 @@ class GrowingFile:
             self._file = FileIO(self.path, "xb")
         except FileExistsError:  # made since
             raise _in_use(self.path) from None
-        self._size = 0
-        self._hold()
+        self._hold(lambda: 0)
 
-    def _old(self, keep: int) -> None:
+    def _old(self, keep: int | Reader) -> None:
         self._file = FileIO(self.path, "r+b")
-        self._hold()
-        self._file.truncate(keep)
-        self._file.seek(keep)
-        self._size = keep
+        self._hold(lambda: _read_by(self._file, keep) if callable(keep) else keep)
+        self._file.truncate(self.size)
+        self._file.seek(self.size)
 
-    def _hold(self) -> None:
+    def _hold(self, size: Callable[[], int]) -> None:
         try:
             _lock(self._file, self.path)
+            self.size = size()
         except BaseException:
             self._file.close()
             raise
@@ -115,10 +119,10 @@ class GrowingFile:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError:
-            self._file.truncate(self._size)  # half a cue is none
-            self._file.seek(self._size)
+            self._file.truncate(self.size)  # half a cue is none
+            self._file.seek(self.size)
             raise
-        self._size += len(data)
+        self.size += len(data)
 
     def _run(self, step: Callable[[], object]) -> None:
         try:
@@ -127,8 +131,8 @@ class GrowingFile:
             raise not_written(self.path, exc) from None
 
 
-def check_free(path: Path, *, remove: bool = False) -> None:
-    """Whether nobody writes it; what is there is removed if that is asked for.
+def check_free(path: Path, *, remove: bool = False, read: Reader | None = None) -> None:
+    """Whether nobody writes it; what is there is read, or removed, if that is asked for.
 
     Raises:
         InUseError: another process writes it.
@@ -142,14 +146,23 @@ def check_free(path: Path, *, remove: bool = False) -> None:
         if remove:
             path.unlink()
         return
-    if sys.platform == "win32":
-        if remove:
-            path.unlink()
-        return
     with FileIO(path, "r+b", opener=_not_following) as file:
         _lock(file, path)
-        if remove:
+        if read is not None:
+            _read_by(file, read)
+        if remove and sys.platform != "win32":
             path.unlink(missing_ok=True)
+    if remove and sys.platform == "win32":  # there, one that is open cannot be removed
+        path.unlink(missing_ok=True)
+
+
+def _read_by(file: FileIO, read: Reader) -> int:
+    """What a reader says, who gets it from its beginning and does not close it."""
+    buffered = BufferedRandom(file)
+    try:
+        return read(buffered)
+    finally:
+        buffered.detach()
 
 
 def not_written(path: Path, exc: OSError | ValueError) -> OutputError:

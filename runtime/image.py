@@ -12,16 +12,18 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError
+from .errors import InputError, native
 from .hd import CROP_PIXELS, MAX_CROPS, Layout, layout
 from .image_header import FORMATS, Header, HeaderError, read_header
 from .parts import Float32
 from .resample import bilinear, shrink_bicubic
 from .stderr_capture import captured_stderr
+
+with native("OpenCV"):
+    import cv2
 
 UInt8 = npt.NDArray[np.uint8]
 

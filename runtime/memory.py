@@ -2,14 +2,16 @@
 """How much memory this process may still take: what the machine, its control groups and its own limits leave.
 
 What the system can take back is available: the page cache, a model file mapped into memory with it, and swap.
-So the answer is rather too much than too little, and a request that exceeds it cannot be met.
+So the answer is rather too much than too little, and a request that exceeds it cannot be met. Not so with
+ZFS: its cache (ARC) is no page cache, the kernel counts it as used though it is given back, and the answer
+may be too little by it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -36,28 +38,41 @@ class Room:
     n_bytes: int  # from 0
     limit: str  # whose it is, for a message
     kind: Kind = "resident"
+    soft: bool = False  # beyond it a process is slowed down, not stopped: nothing is refused for it
 
 
 @dataclass(frozen=True, slots=True)
 class _GroupVersion:
     """Where a control group keeps its numbers."""
 
-    limits: tuple[str, ...]
+    limit: str
+    soft_limit: str | None
     used: str
     reclaimable: tuple[str, ...]  # lines of memory.stat
     with_swap: tuple[str, str] | None  # limit and use of memory and swap together
     swap: tuple[str, str] | None  # of swap alone
 
 
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """A hierarchy of control groups."""
+
+    kind: str  # of file system
+    where: str
+    top: str  # which group is there
+
+
 _V1 = _GroupVersion(
-    ("memory.limit_in_bytes",),
+    "memory.limit_in_bytes",
+    None,
     "memory.usage_in_bytes",
     ("total_inactive_file", "total_active_file"),
     ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
     None,
 )
 _V2 = _GroupVersion(
-    ("memory.max", "memory.high"),
+    "memory.max",
+    "memory.high",
     "memory.current",
     ("inactive_file", "active_file", "slab_reclaimable"),
     None,
@@ -80,7 +95,7 @@ def rooms(root: Path = Path("/"), rlimits: Mapping[str, int] | None = None) -> l
 
 
 def available(root: Path = Path("/"), rlimits: Mapping[str, int] | None = None) -> Room | None:
-    """The smallest of what the limits on resident memory leave; None where no limit is known."""
+    """The smallest of what the limits on memory leave, soft ones included; None where no limit is known."""
     return min(
         (r for r in rooms(root, rlimits) if r.kind != "address"), key=lambda r: r.n_bytes, default=None
     )
@@ -110,18 +125,22 @@ def shortage(
         among: from `rooms`; None: ask now.
     """
     counted = {"resident": needed, "data": needed + idle, "address": needed + idle + mapped}
-    all_of_them = [(room, counted[room.kind]) for room in (rooms() if among is None else among)]
+    all_of_them = [
+        (room, counted[room.kind]) for room in (rooms() if among is None else among) if not room.soft
+    ]
     short = [(room, count) for room, count in all_of_them if room.n_bytes < count]
     return min(short, key=lambda found: found[0].n_bytes, default=None)
 
 
-def require(what: str, needed: int, advice: str, *, idle: int = 0, mapped: int = 0) -> None:
+def require(
+    what: str, needed: int, advice: str | Callable[[int], str], *, idle: int = 0, mapped: int = 0
+) -> None:
     """Refuse what cannot be had; says nothing where the check is off or nothing is known.
 
     Args:
         what: needs the memory; opens the message.
         needed, idle, mapped: as for `shortage`.
-        advice: what would fit.
+        advice: what would fit, or what says that for the bytes that are missing.
 
     Raises:
         MemoryShortError: a limit leaves less.
@@ -132,6 +151,7 @@ def require(what: str, needed: int, advice: str, *, idle: int = 0, mapped: int =
     short = shortage(needed, idle=idle, mapped=mapped)
     if short is not None:
         room, count = short
+        advice = advice if isinstance(advice, str) else advice(count - room.n_bytes)
         raise MemoryShortError(
             f"{what} needs {_size(count)} of memory, {room.limit} leaves {_size(room.n_bytes)}: {advice}"
         )
@@ -156,7 +176,8 @@ def own_rlimits() -> dict[str, int]:
         import resource
     except ImportError:  # Windows
         return {}
-    soft = {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_AS", "RLIMIT_DATA")}
+    names = (name for name in ("RLIMIT_AS", "RLIMIT_DATA") if hasattr(resource, name))
+    soft = {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
     return {name: limit for name, limit in soft.items() if limit != resource.RLIM_INFINITY}
 
 
@@ -206,40 +227,41 @@ def _groups(root: Path) -> Iterator[tuple[Path, _GroupVersion]]:
             kind, version = "cgroup", _V1
         else:
             continue
-        if kind in mounts:
-            mounted, top = mounts[kind]
-            folder = root / mounted.lstrip("/")
-            parts = _below(top, group)
+        seen = [(mount, _below(mount.top, group)) for mount in mounts if mount.kind == kind]
+        inside = [(mount, parts) for mount, parts in seen if parts is not None]
+        # A group that is in none of them is seen as the mounted one, in a container without a namespace.
+        for mount, parts in inside or [(mount, ()) for mount, _ in seen]:
+            folder = root / mount.where.lstrip("/")
             for n in range(len(parts), -1, -1):
                 yield folder.joinpath(*parts[:n]), version
 
 
-def _mounts(root: Path) -> dict[str, tuple[str, str]]:
-    """File system type -> where it is mounted, and which group is there: proc_pid_mountinfo(5)."""
-    found: dict[str, tuple[str, str]] = {}
+def _mounts(root: Path) -> list[_Mount]:
+    """Where memory control groups are mounted, each place once: proc_pid_mountinfo(5)."""
+    found: dict[_Mount, None] = {}
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
             continue
         if kind[0] == "cgroup2" or "memory" in kind[2].split(","):
-            found[kind[0]] = (_unescaped(fields[4]), _unescaped(fields[3]))
-    return found
+            found[_Mount(kind[0], _unescaped(fields[4]), _unescaped(fields[3]))] = None
+    return list(found)
 
 
-def _below(top: str, group: str) -> tuple[str, ...]:
-    """The group's path under the mounted one; a group that is not under it is seen as the mounted one."""
+def _below(top: str, group: str) -> tuple[str, ...] | None:
+    """The group's path under the mounted one; None if it is not under it."""
     try:
         parts = PurePosixPath(group).relative_to(PurePosixPath(top)).parts
     except ValueError:
-        return ()
-    return () if ".." in parts else parts
+        return None
+    return None if ".." in parts else parts
 
 
 def _room_of(folder: Path, version: _GroupVersion, swap_free: int) -> Iterator[Room]:
-    limits = [n for n in (_number(folder / name) for name in version.limits) if n is not None]
-    used = _number(folder / version.used)
-    if not limits or used is None:
+    limit, used = _number(folder / version.limit), _number(folder / version.used)
+    soft = None if version.soft_limit is None else _number(folder / version.soft_limit)
+    if used is None:
         return
     stat = _table(folder / "memory.stat")
     back = min(sum(stat.get(name, 0) for name in version.reclaimable), used)
@@ -248,7 +270,10 @@ def _room_of(folder: Path, version: _GroupVersion, swap_free: int) -> Iterator[R
     if version.swap is not None:
         most, now = (_number(folder / n) for n in version.swap)
         swap = swap if most is None else min(swap, max(most - (now or 0), 0))
-    yield Room(max(min(limits) - used + back, 0) + swap, name)
+    if limit is not None:
+        yield Room(max(limit - used + back, 0) + swap, name)
+    if soft is not None:
+        yield Room(max(soft - used + back, 0) + swap, name, soft=True)
     if version.with_swap is not None:
         most, now = (_number(folder / n) for n in version.with_swap)
         if most is not None and now is not None:

@@ -20,7 +20,8 @@ from typing import NoReturn
 from .errors import BundleError
 
 MAX_GRAPH_BYTES = 16 << 20  # the largest of ours has 2.9 MB: large weights are in the data file beside
-_MAX_FIELDS = 500_000  # ours have up to 60,000
+_MAX_FIELDS = 150_000  # ours have up to 36,600
+_MAX_NODES = 12_000  # ours have up to 3,345; 30,000 take ONNX Runtime 11 s to load
 _MAX_VALUES = 1 << 40  # in a tensor
 
 _VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types; there is no 64-bit one in our graphs
@@ -121,7 +122,10 @@ class _Graph:
         if len(model.get(7, [])) != 1:
             self._fail("holds no graph, or more than one")
         graph = self._message(model[7][0], _GRAPH, "graph")
-        for span in graph.get(1, []):
+        nodes = graph.get(1, [])
+        if len(nodes) > _MAX_NODES:
+            self._fail(f"has {len(nodes)} operators, expected at most {_MAX_NODES}")
+        for span in nodes:
             self._node(span)
         names = [self._tensor(span, inline=False) for span in graph.get(5, [])]
         if len(set(names)) != len(names):

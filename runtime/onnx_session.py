@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy.typing as npt
 
 from . import kernels
 from .errors import BundleError, KernelError, one_line
+from .files import is_unicode
 from .onnx_check import check_graph
 from .parts import Float32
 
@@ -48,10 +52,11 @@ class OnnxSession:
         if _products_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"],
-                enable_fallback=False,  # to the same provider, with four lines about it on stdout
-            )  # fmt: skip
+            with _in_utf8(path) as name:
+                self._session = onnxruntime.InferenceSession(
+                    name, options, providers=["CPUExecutionProvider"],
+                    enable_fallback=False,  # to the same provider, with four lines about it on stdout
+                )  # fmt: skip
         except Exception as exc:  # ONNX Runtime's own exceptions have no public base class
             if isinstance(exc, MemoryError) or _SHORT.search(str(exc)):
                 said = f"ONNX Runtime has too little memory for it: {_reason(exc)}"
@@ -69,6 +74,19 @@ class OnnxSession:
         except Exception as exc:
             raise KernelError(f"{self._path}: ONNX Runtime failed: {_reason(exc)}") from None
         return result
+
+
+@contextmanager
+def _in_utf8(path: Path) -> Iterator[str]:
+    """The file's name. ONNX Runtime takes it in UTF-8 only; a folder called otherwise goes by its handle."""
+    if is_unicode(str(path)) or not sys.platform.startswith("linux"):
+        yield str(path)
+        return
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{handle}/{path.name}"
+    finally:
+        os.close(handle)
 
 
 def _library() -> Any:

@@ -31,6 +31,32 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
+class Progress(Protocol):
+    """Told how much of the work is done; `progress` draws such. What it raises ends the work."""
+
+    def start(self, total: int, what: str, /) -> None:
+        """Work begins on `total` bytes or things; `what` names it."""
+
+    def advance(self, n: int, what: str, /) -> None:
+        """`n` more are done; `what` is being worked on."""
+
+    def finish(self) -> None:
+        """All are done, or the work has failed."""
+
+
+class Silent:
+    """The Progress that shows nothing."""
+
+    def start(self, total: int, what: str) -> None:
+        """Do nothing."""
+
+    def advance(self, n: int, what: str) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
 class SpeechWindow(Protocol):
     """An utterance as far as it has been spoken; `growing_speech.GrowingSpeech` is one."""
 

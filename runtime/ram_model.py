@@ -8,36 +8,34 @@ what a run takes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from . import memory
 from .bundle import Bundle
 from .gguf_header import BLOCKS
-from .hd import CROP_PATCHES, MAX_CROPS, layout
+from .hd import CROP_PATCHES, MAX_CROPS, Layout, layout
 from .parts import Mode
 from .spec import TextSpec
 
 MODES: tuple[Mode, ...] = ("language", "vision", "speech", "vision_speech")
 CELLS = 256  # a context is whole multiples of it
 MARGIN = 0.05  # of everything: what a prediction may be off by
-_CERTAIN = 1 - MARGIN  # so much of a prediction is refused where it is not there
 TOKENS_PER_SECOND = 12.5  # of audio
 PROMPT_TOKENS = 64  # of the question beside a picture or a clip
 
-_BATCH = 512  # tokens in one pass, as in decoder_ggml
-_PROGRAM = 70_000_000  # interpreter, numpy, llama.cpp and its threads, the command line: `run` of phi4-nano
-_MEDIA = 55_000_000  # OpenCV, ONNX Runtime and the audio readers, once one of them is needed
+BATCH = 512  # tokens in one pass, as in decoder_ggml
+GROWTH = 512  # tokens that room is made for at least when a cache is full, as in session
+# Interpreter, numpy, llama.cpp, the command line; OpenCV, ONNX Runtime and the audio readers, once one of
+# them is needed; what a context takes beside its cache and its pass. Of phi4-nano's `run`.
+PROGRAM, MEDIA, _CONTEXT = 61_000_000, 51_000_000, 9_000_000
 # For each byte of tokenizer.json: 18.3 in the tokenizer and 12.5 in llama.cpp's vocabulary (13.3 MB and
 # phi4-nano's 0.18 MB). While they are read 14.7 more come and go; malloc keeps these, and encoders use them.
-_TOKENIZER, _SPARE = 30.8, 14.7
+TOKENIZER, SPARE = 30.8, 14.7
 _MASK_BYTES = 6  # of attention's mask for a token and a cell: float32, and float16 for flash attention
 _CROP_BYTES = 3 * 448 * 448 * 4
 _CROP_FEATURES = 256
 _REPACKED = ("Q4_0", "Q4_K")  # what stock ggml copies on a CPU with AVX2; it maps the rest
-_SMALLER_RECIPE = "a smaller recipe would fit, see `pocketphi plan SRC --ram`"
-_SAID = {"vision": "looking at a picture", "speech": "listening", "vision_speech": "looking and listening"}
 _BYTES = {name.lower(): bytes_ / n for name, n, bytes_ in BLOCKS.values()}
 
 
@@ -48,24 +46,27 @@ class _Cost:
     file: int  # bytes of its graphs
     resident: float  # loaded, for each byte of the file
     work: int  # bytes of ONNX Runtime's arena after the first crop, or for a clip's first tokens
+    mapped: float = 0.0  # for each byte of the file: pages of it that stay in use, and can be taken back
+    least: int = 0  # of the arena at any width: phi4-nano's, which is a ninth as wide
 
 
-# fp16 is computed in fp32; int4 keeps what is mapped beside what it packs.
+# fp16 is computed in fp32; int4 keeps some of what is mapped beside what it packs.
 _VISION = {
-    "int8": _Cost(429_900_000, 1.17, 150_000_000),
-    "int4": _Cost(319_800_000, 1.42, 230_000_000),
+    "int8": _Cost(429_900_000, 1.17, 150_000_000, least=42_000_000),
+    "int4": _Cost(319_800_000, 1.00, 230_000_000, 0.42),
     "fp16": _Cost(824_200_000, 2.12, 235_000_000),
-    "fp32": _Cost(1_645_500_000, 1.01, 235_000_000),
+    "fp32": _Cost(1_645_500_000, 1.01, 235_000_000, least=7_000_000),
 }
 _SPEECH = {
     "int8": _Cost(470_700_000, 1.01, 46_000_000),
-    "int4": _Cost(309_400_000, 1.35, 45_000_000),
+    "int4": _Cost(309_400_000, 1.00, 45_000_000, 0.35),
     "fp16": _Cost(935_400_000, 2.10, 60_000_000),
     "fp32": _Cost(1_866_500_000, 1.00, 50_000_000),
 }
 _VISION_WIDTH, _SPEECH_WIDTH = 1152, 1024
 _PROJECTOR_BYTES = 50_000_000  # of 2,048 rows in the vision projector
 _SPEECH_TOKEN_BYTES, _BLOCK_TOKENS = 280_000, 500  # for a token of a block, and a block's most
+_PAIR_BYTES = 32  # for two of its tokens: attention's scores and their softmax, of the fewest heads, four
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Use:
     image: tuple[int, int] = (1344, 896)  # pixels, width and height
     seconds: float = 30.0  # of audio
     max_crops: int = MAX_CROPS
+    grown: bool = False  # token by token: the cache is copied when it is full
     packed: bool = True  # our kernels keep weights packed; stock ggml maps most of them
 
     @property
@@ -123,9 +125,10 @@ class Estimate:
     """Bytes of one mode, by what takes them. Not all of it is taken at the same moment: see `peak`."""
 
     weights: int  # the backbone's, as kernels want them
-    mapped: int  # of the backbone's file, that stays in use; the system may take these pages back
+    mapped: int  # of the backbone's file and int4 encoders, that stays in use; the system may take it back
     adapter: int
     kv: int
+    copy: int  # of the cache, while a larger one takes its place: before a pass needs its buffers
     encoder: int  # loaded, with what it keeps from its first run on
     encoder_work: int  # beside that, while it works
     compute: int  # a pass of 512 tokens
@@ -135,8 +138,7 @@ class Estimate:
     @property
     def asking(self) -> int:
         """The most that is resident once it is loaded, mapped pages included."""
-        encoded = self.program + self.weights + self.mapped + self.encoder
-        return encoded + max(self.encoder_work, self.adapter + self.kv + self.compute)
+        return self.certain + self.mapped
 
     @property
     def peak(self) -> int:
@@ -147,7 +149,7 @@ class Estimate:
     def certain(self) -> int:
         """What has to be there: without what is mapped, which the system reads again when it must."""
         start = self.program + self.weights + self.encoder
-        return start + max(self.encoder_work, self.adapter + self.kv + self.compute)
+        return start + max(self.encoder_work, self.adapter + self.kv + max(self.compute, self.copy))
 
     @property
     def margin(self) -> int:
@@ -204,13 +206,15 @@ def estimate(sizes: Sizes, use: Use) -> Estimate:
     looks = vision_bytes(sizes, use.image, use.max_crops) if use.image_tokens else (0, 0)
     listens = speech_bytes(sizes, use.seconds) if use.audio_tokens else (0, 0)
     encoder = looks[0] + listens[0]
-    program = _PROGRAM + (_MEDIA if encoder else 0) + int(_TOKENIZER * sizes.tokenizer)
+    program = PROGRAM + (MEDIA if encoder else 0) + int(TOKENIZER * sizes.tokenizer)
+    copied = use.context - GROWTH if use.grown else 0
     return Estimate(
         weights=weights,
-        mapped=mapped,
+        mapped=mapped + sum(_encoder_mapped(sizes, name) for name in sizes.encoders if name in use.mode),
         adapter=adapter_bytes(sizes, adapter),
         kv=kv_bytes(sizes.text, use.context, use.kv_type),
-        encoder=max(encoder - int(_SPARE * sizes.tokenizer), 0),
+        copy=kv_bytes(sizes.text, max(copied, 0), use.kv_type),
+        encoder=max(encoder - int(SPARE * sizes.tokenizer), 0),
         encoder_work=max(looks[1], listens[1]),
         compute=compute_bytes(sizes.text, use.context, use.kv_type, adapter in sizes.adapters),
         program=program,
@@ -229,22 +233,21 @@ def kv_bytes(text: TextSpec, n_ctx: int, kv_type: str) -> int:
     return int(-(-n_ctx // CELLS) * CELLS * text.kv_values_per_token * _BYTES.get(kv_type, 0.0))
 
 
-def compute_bytes(text: TextSpec, n_ctx: int, kv_type: str, lora: bool) -> int:
-    """What llama.cpp's buffers of one pass come to, as far as they are touched.
+def compute_bytes(text: TextSpec, n_ctx: int, kv_type: str, lora: bool, rows: int = BATCH) -> int:
+    """What a context's buffers for passes of `rows` tokens come to, as far as they are touched.
 
     At most at the MLP: the residual, its norm, and gate and up together; with an adapter B (A x) of these
     beside W x. The logits of 512 rows are part of the buffer (410 MB) and stay untouched but for the last.
     """
-    n = min(_BATCH, n_ctx)
-    wide = 2 * text.d_ff
+    n, wide = min(rows, n_ctx), 2 * text.d_ff
     values = n * (2 * wide + text.d_model if lora else wide + 2 * text.d_model)
     scores = n * n_ctx * text.n_heads * 4 if kv_type == "f32" else 0  # no flash attention
-    return values * 4 + n * n_ctx * _MASK_BYTES + scores + 4 * 4 * text.vocab_size
+    return _CONTEXT + values * 4 + n * n_ctx * _MASK_BYTES + scores + 4 * 4 * text.vocab_size
 
 
-def _logits_bytes(text: TextSpec, n_ctx: int) -> int:
+def logits_bytes(text: TextSpec, n_ctx: int) -> int:
     """Of every row of a pass: llama.cpp makes room for them, and writes those that are asked for."""
-    return min(_BATCH, n_ctx) * text.vocab_size * 4
+    return min(BATCH, n_ctx) * text.vocab_size * 4
 
 
 def vision_bytes(sizes: Sizes, image: tuple[int, int], max_crops: int) -> tuple[int, int]:
@@ -255,8 +258,27 @@ def vision_bytes(sizes: Sizes, image: tuple[int, int], max_crops: int) -> tuple[
     scale = _scale(size, cost)
     rows = made.n_tokens * sizes.text.d_model * 4
     features = int(made.n_crops * _CROP_FEATURES * _VISION_WIDTH * scale) * 4
+    arena = cost.least + int((cost.work - cost.least) * scale)
     work = width * height * 3 + made.n_crops * _CROP_BYTES + 2 * features + int(_PROJECTOR_BYTES * scale)
-    return int(cost.resident * size.n_bytes + cost.work * scale) + rows, work + rows
+    before = picture_bytes(width, height, made) - arena  # which comes with the first crop
+    return int(cost.resident * size.n_bytes) + arena + rows, max(work + rows, before)
+
+
+def _encoder_mapped(sizes: Sizes, name: str) -> int:
+    size = sizes.encoders[name]
+    return int(_cost(name, size).mapped * size.n_bytes)
+
+
+def picture_bytes(width: int, height: int, made: Layout) -> int:
+    """The most that `image` holds while it decodes a picture, scales it, or cuts the canvas into crops."""
+    pixels, scaled = 3 * width * height, 3 * made.width * made.height
+    canvas = (made.n_crops - 1) * _CROP_BYTES // 4  # 8 bits; then float32 for the global view, which is
+    # shrunk across, then down: by an even factor with a sum, a term and what the term is made of.
+    across = canvas * 4 // made.columns
+    shrunk = across * (1 if made.columns % 2 else 3)
+    shrunk = max(shrunk, across + across // made.rows * (1 if made.rows % 2 else 3))
+    cutting = scaled + 5 * canvas + made.n_crops * _CROP_BYTES + shrunk
+    return pixels + max(pixels + 3 * height * made.width + scaled, cutting)
 
 
 def speech_bytes(sizes: Sizes, seconds: float) -> tuple[int, int]:
@@ -268,8 +290,10 @@ def speech_bytes(sizes: Sizes, seconds: float) -> tuple[int, int]:
     rows = tokens * sizes.text.d_model * 4
     hidden = int(tokens * _SPEECH_WIDTH * scale) * 4
     clip = int(seconds * 24_000 * 4)  # 16,000 samples and 8,000 log-mel features a second
-    arena = cost.work + min(tokens, _BLOCK_TOKENS) * _SPEECH_TOKEN_BYTES
-    return int(cost.resident * size.n_bytes + arena * scale) + rows + hidden, clip + rows
+    block = min(tokens, _BLOCK_TOKENS)
+    arena = int((cost.work + block * _SPEECH_TOKEN_BYTES) * scale)
+    arena += int(block * block * _PAIR_BYTES * (1 - scale))  # at full size it is in the line above
+    return int(cost.resident * size.n_bytes) + arena + rows + hidden, clip + rows
 
 
 def work_of(sizes: Sizes, use: Use) -> tuple[float, float, float, float, bool]:
@@ -321,73 +345,30 @@ def _row_bytes(types: str, n_values: int) -> int:
     return int(n_values * max(_BYTES.get(name.lower(), 4.0) for name in types.split("+")))
 
 
-class Guard:
-    """Refuses what would run out of memory, before it is tried; MemoryShortError. Never what is uncertain."""
-
-    def __init__(self, bundle: Bundle, kv_type: str, *, packed: bool, on_cpu: bool) -> None:
-        """`packed`: as in `Use`; `on_cpu`: no layer is for a GPU."""
-        self._name, self._sizes, self._kv_type = bundle.name, sizes_of(bundle), kv_type
-        self._packed, self._on_cpu = packed, on_cpu
-
-    def load(self, mode: Mode = "language") -> None:
-        """Before anything is loaded: is there room for weights, vocabulary and the smallest context?"""
-        if mode not in modes_of(self._sizes):
-            return  # which is another error, and not of memory
-        use = Use(mode, CELLS, self._kv_type, image=(448, 448), seconds=1.0, packed=self._packed)
-        found = estimate(self._sizes, use)
-        needed = found.certain - found.program + int(_TOKENIZER * self._sizes.tokenizer)
-        idle = _logits_bytes(self._sizes.text, CELLS) + memory.stack_bytes()  # of the decoder's thread
-        what = self._name if mode == "language" else f"{self._name}, {_SAID[mode]},"
-        self._require(what, needed, _SMALLER_RECIPE, idle, found.loading)
-
-    def media(self, kinds: Collection[str], adapter: str | None, resident: Collection[str]) -> None:
-        """Before encoders of "image" and "audio" and an adapter load; `resident` is `Model.resident`."""
-        encoders = {"image": "vision", "audio": "speech"}
-        wanted = {f"{encoders[kind]} encoder" for kind in kinds} - set(resident)
-        sizes = {n: self._sizes.encoders.get(n.split()[0]) for n in wanted}
-        needed = sum(int(_cost(n, size).resident * size.n_bytes) for n, size in sizes.items() if size)
-        if adapter is not None and f"{adapter} adapter" not in resident:
-            wanted.add(f"{adapter} adapter")
-            needed += adapter_bytes(self._sizes, adapter)
-        needed -= int(_SPARE * self._sizes.tokenizer)  # what reading the vocabulary has left is used again
-        if needed > 0:
-            advice = "text alone would fit, or a conversion with --encoders int4 --lora-quant Q4_0"
-            self._require(f"{self._name}: {' and '.join(sorted(wanted))}", needed, advice)
-
-    def cache(self, before: int, after: int) -> None:
-        """Before a KV cache of `after` tokens takes the place of one of `before` tokens."""
-        needed = self._cache(after, self._kv_type) - self._cache(before, self._kv_type)
-        if needed > 0:
-            idle = _logits_bytes(self._sizes.text, after) - _logits_bytes(self._sizes.text, before)
-            advice = self._smaller_cache(before, after)
-            self._require(f"a context of {after} tokens", needed, advice, max(idle, 0))
-
-    def _cache(self, n: int, kv_type: str) -> int:
-        text = self._sizes.text
-        return kv_bytes(text, n, kv_type) + compute_bytes(text, n, kv_type, lora=False) if n else 0
-
-    def _smaller_cache(self, before: int, after: int) -> str:
-        room = memory.available()
-        spare = (0 if room is None else room.n_bytes) + self._cache(before, self._kv_type)
-        if self._kv_type in ("f32", "f16") and self._cache(after, "q8_0") <= spare:
-            return "--cache-type q8_0 would fit"
-        n = largest_context(self._sizes.text, self._kv_type, spare)
-        return f"-c {n} would fit" if n else _SMALLER_RECIPE
-
-    def _require(self, what: str, needed: int, advice: str, idle: int = 0, mapped: int = 0) -> None:
-        if self._on_cpu:
-            memory.require(what, int(_CERTAIN * needed), advice, idle=idle, mapped=mapped)
-
-
-def largest_context(text: TextSpec, kv_type: str, n_bytes: int, lora: bool = False) -> int:
-    """The most tokens whose cache and buffers take no more than that; 0 if not even the fewest fit."""
-    low, high = 0, -(-text.context_length // CELLS)
+def largest_context(sizes: Sizes, use: Use, fits: Callable[[Estimate], bool]) -> int:
+    """The most tokens in all for which `fits` is true; 0 if it is not even for the picture or the clip."""
+    low, high = 0, -(-sizes.text.context_length // CELLS)
     while low < high:
         middle = (low + high + 1) // 2
-        n = middle * CELLS
-        fits = kv_bytes(text, n, kv_type) + compute_bytes(text, n, kv_type, lora) <= n_bytes
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return min(low * CELLS, text.context_length)
+        found = fits(estimate(sizes, replace(use, n_ctx=middle * CELLS)))
+        low, high = (middle, high) if found else (low, middle - 1)
+    return min(low * CELLS, sizes.text.context_length)
+
+
+def smaller(sizes: Sizes, use: Use, fits: Callable[[Estimate], bool]) -> list[str]:
+    """Flags that make it fit, the first of a few changes, mild ones first; empty: none of them does."""
+    crops_tried = [c for c in (16, 8, 4, 1) if c < use.max_crops] if use.image_tokens else []
+    for crops in (use.max_crops, *crops_tried):
+        for kv_type in dict.fromkeys((use.kv_type, "q8_0")):
+            tried = replace(use, max_crops=crops, kv_type=kv_type)
+            flags = [] if crops == use.max_crops else ["--max-crops", str(crops)]
+            flags += [] if kv_type == use.kv_type else ["--cache-type", kv_type]
+            if _BYTES.get(kv_type, 0.0) <= _BYTES.get(use.kv_type, 0.0) and fits(estimate(sizes, tried)):
+                return flags
+            for n_ctx in (n for n in (8192, 4096, 2048, 1024, 512) if n < use.n_ctx):
+                if fits(estimate(sizes, replace(tried, n_ctx=n_ctx))):
+                    return [*flags, "-c", str(n_ctx)]
+    return []
 
 
 def _cost(name: str, size: FileSize) -> _Cost:

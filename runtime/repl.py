@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 from . import ggml_plugin
 from .engine import ChatOptions, Model
 from .errors import InputError, PocketPhiError, one_line
-from .files import check_file, read_text, write_text
+from .files import check_file, check_not_model, read_text, write_text
 from .parts import Media, MediaKind, Message, Reply, Role, ToolCall
 from .report import kernels_line
 
@@ -280,6 +280,7 @@ class Repl:
             "model": self._model.bundle.name,
             "system": self._system,
         }
+        check_not_model(path.parent)
         write_text(path, json.dumps(saved | {"messages": turns}, ensure_ascii=False, indent=1) + "\n")
         self._terminal.say(f"(saved {len(turns)} turns to {name})")
 

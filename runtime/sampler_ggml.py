@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import json
 import secrets
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
@@ -20,6 +22,9 @@ from .sampler import Sampling
 from .stderr_capture import captured_stderr
 
 _PENALTY_WINDOW = 64  # tokens, llama.cpp's default
+_PATIENCE = 150  # times _LOOK_S: no grammar that is meant well takes 15 s for a token
+_LOOK_S = 0.1
+_IDLE = "pocketphi-decoder-grammar"  # as the decoder's thread: it works only while its caller waits
 # llama_token_data: the id, its logit, its probability.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -37,11 +42,7 @@ def schema_to_grammar(schema: str) -> str:
         if not isinstance(parsed, dict):
             raise InputError("JSON schema: expected a JSON object")
         check_unicode("JSON schema", json.dumps(parsed, ensure_ascii=False))
-        json_schema.check(parsed)
-        json_schema.check_references(parsed)
-        # The converter does not look into "$defs" beside a "$ref": say the same in allOf.
-        if "$ref" in parsed:
-            parsed = {k: v for k, v in parsed.items() if k != "$ref"} | {"allOf": [{"$ref": parsed["$ref"]}]}
+        parsed = json_schema.checked(parsed)
         return str(json_schema_to_gbnf(json.dumps(parsed)))
     except InputError:
         raise
@@ -72,22 +73,30 @@ class GgmlSampler:
         self._masked = masked_ids
         self._candidates = np.zeros(vocab_size, _CANDIDATE)
         self._ids = np.arange(vocab_size, dtype=np.int32)
+        self._done = threading.Event()  # the grammar is not at work
+        self._done.set()
         self._grammar = _grammar_sampler(sampling, vocab)
         self._chain = _chain(sampling, vocab_size)
 
     def sample(self, logits: Float32) -> int:
-        """The next token id; remembers it for penalties and the grammar."""
+        """The next token id; remembers it for penalties and the grammar.
+
+        Raises:
+            InputError: the grammar leaves no token, or takes too long over one. Only `close` may follow.
+        """
         logits[self._masked] = -np.inf
         token = self._choose(logits, filtered=False)
         if self._grammar is not None and not self._allows(token):
             token = self._choose(logits, filtered=True)
         if self._grammar is not None:
-            llama_cpp.llama_sampler_accept(self._grammar, token)
+            self._wait_for(lambda: llama_cpp.llama_sampler_accept(self._grammar, token))
         llama_cpp.llama_sampler_accept(self._chain, token)
         return token
 
     def close(self) -> None:
-        """Free the chain and the grammar."""
+        """Free the chain and the grammar, but not a grammar at work: it would come upon freed memory."""
+        if not self._done.is_set():
+            self._grammar = None
         for name in ("_chain", "_grammar"):
             sampler = getattr(self, name, None)
             if sampler is not None:
@@ -97,20 +106,60 @@ class GgmlSampler:
     def _choose(self, logits: Float32, *, filtered: bool) -> int:
         c = self._candidates
         c["id"], c["logit"], c["p"] = self._ids, logits, 0.0
-        array = _as_array(c)
         if filtered:
-            llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            self._filter(c)
             if not np.isfinite(c["logit"]).any():
                 raise InputError("grammar: none of this model's tokens can go on from here")
+        array = _as_array(c)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
     def _allows(self, token: int) -> bool:
         one = np.zeros(1, _CANDIDATE)
         one["id"] = token
-        array = _as_array(one)
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        self._filter(one)
         return bool(np.isfinite(one["logit"][0]))
+
+    def _filter(self, candidates: np.ndarray[Any, Any]) -> None:
+        """Set the logits to -inf that the grammar does not allow."""
+        grammar = self._grammar
+
+        def apply() -> None:  # holds the candidates for as long as llama.cpp writes to them
+            array = _as_array(candidates)
+            llama_cpp.llama_sampler_apply(grammar, ctypes.byref(array))
+
+        self._wait_for(apply)
+
+    def _wait_for(self, call: Callable[[], None]) -> None:
+        """Have llama.cpp's grammar work in a thread: one with many readings may not end, and has no way to.
+
+        The wait is for times that this thread has slept, so that a stopped program's does not run out.
+        """
+        self._done = _started(call)
+        if not _ended(self._done):
+            raise InputError("grammar: has too many readings: a token takes longer than 15 s")
+
+
+def _started(call: Callable[[], None]) -> threading.Event:
+    """Have it called in a thread; the event is that it is done.
+
+    A thread's own `is_alive` does not do: Python 3.11 takes one for dead whose `join` a signal broke off.
+    """
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            call()
+        finally:
+            done.set()
+
+    threading.Thread(target=work, name=_IDLE, daemon=True).start()  # a daemon: the program ends without it
+    return done
+
+
+def _ended(done: threading.Event) -> bool:
+    """Wait for it, up to _PATIENCE; a signal's exception ends the wait."""
+    return any(done.wait(_LOOK_S) for _ in range(_PATIENCE))
 
 
 def _as_array(candidates: np.ndarray[Any, Any]) -> Any:
@@ -125,8 +174,15 @@ def _grammar_sampler(sampling: Sampling, vocab: Any) -> Any:
     if grammar is None:
         return None
     gbnf.check(grammar)
+    text = grammar.encode("utf-8")
+    made: list[Any] = []
     with captured_stderr() as said:  # the parser's complaints go there
-        sampler = llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
+        ended = _ended(
+            _started(lambda: made.append(llama_cpp.llama_sampler_init_grammar(vocab, text, b"root")))
+        )
+    if not ended:
+        raise InputError("grammar: has too many readings: to begin takes longer than 15 s")
+    sampler = made[0]
     if not sampler:
         reason = " ".join(said.text.split())[:200] or "is not GBNF with a rule named root"
         raise InputError(f"grammar: {reason}")

@@ -103,13 +103,14 @@ class Session:
         total = sum(len(span) for span in spans)
         return self._read(spans, 1 + total - prompt, adapter, max(total, prompt + reserve))
 
-    def read_each(self, spans: Sequence[Span], n: int, *, adapter: str | None) -> Float32:
+    def read_each(self, spans: Sequence[Span], n: int, *, adapter: str | None, within: int = 0) -> Float32:
         """Make `spans` the sequence, all of it read with the RoPE table that its whole length needs.
 
         Args:
             spans: as for `read`.
             n: 1 to the tokens of the sequence.
             adapter: as for `read`.
+            within: tokens of a sequence that these begin: the table is the one for so many.
 
         Returns:
             float32 [n, vocab_size], the logits after each of the last `n` tokens.
@@ -117,7 +118,9 @@ class Session:
         Raises:
             InputError: as for `read`.
         """
-        return self._read(spans, n, adapter, self._checked(spans))[0]
+        wanted = max(self._checked(spans), within)
+        self._check_limit(wanted)
+        return self._read(spans, n, adapter, wanted, within)[0]
 
     def run_through(self, spans: Sequence[Span], *, adapter: str | None) -> int:
         """Read a whole sequence anew, every layer for every token, and forget it: for a decoder's observer.
@@ -190,25 +193,32 @@ class Session:
         total = sum(len(span) for span in spans)
         if total == 0:
             raise InputError("the prompt is empty")
-        if total > self._limit:
-            raise InputError(f"the prompt has {total} tokens, the context holds {self._limit} (see -c)")
+        self._check_limit(total)
         return total
 
-    def _read(self, spans: Sequence[Span], n: int, adapter: str | None, wanted: int) -> tuple[Float32, int]:
+    def _check_limit(self, total: int) -> None:
+        if total > self._limit:
+            raise InputError(f"the prompt has {total} tokens, the context holds {self._limit} (see -c)")
+
+    def _read(
+        self, spans: Sequence[Span], n: int, adapter: str | None, wanted: int, within: int = 0
+    ) -> tuple[Float32, int]:
         """Make `spans` the sequence, in a cache with room for `wanted` tokens where one has to be made.
 
+        The RoPE table is that of a sequence of `within` tokens, if those are more.
         Gives float32 [n, vocab_size], the logits after each of the last `n` tokens, and how many tokens
         were reused.
         """
         marks = self._mark(spans)
         total, kept = len(marks), 0
-        if self._fits(total, adapter):
+        whole = max(total, within)
+        if self._fits(whole, adapter):
             kept = min(_common_prefix(self._marks, marks), total - n, self._decoder.length)
             self._decoder.rewind(kept)
             self._reserve(total, wanted)
         else:
-            self._explain(total, adapter)
-            self._start(total, wanted, adapter)
+            self._explain(whole, adapter)
+            self._start(whole, wanted, adapter)
         self._marks, self._spans = marks[:kept], []
         logits = self._feed(spans, marks, kept, n)
         self._spans = list(spans)

@@ -19,8 +19,12 @@ RopeTable = Literal["short", "long"]
 
 AdapterName = Literal["vision", "speech"]
 
+MANIFEST = "bundle.json"  # the file that makes a folder a model directory
 CHAT_FORMATS: tuple[ChatFormat, ...] = ("phi4-mini", "phi4-mini-reasoning", "phi4", "phi3.5")
 ADAPTER_NAMES: tuple[AdapterName, ...] = ("vision", "speech")
+
+IMATRIX_SUMS, IMATRIX_COUNTS = ".in_sum2", ".counts"
+"""What follows a weight's name in a file of importances: Σ x² by column, and the number of tokens."""
 
 SPLIT_PATTERNS: Mapping[str, str] = MappingProxyType(
     {

@@ -12,6 +12,8 @@ BPE made from a SentencePiece model (Phi-3.5: "▁" for a space, `<0xNN>` for a 
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +23,7 @@ import numpy as np
 import tokenizers
 
 from .errors import BundleError, InputError, one_line
+from .files import check_unicode
 from .parts import Int32
 from .prompt import Control, TextPiece
 from .spec import SPLIT_PATTERNS
@@ -32,6 +35,15 @@ _WHITE_SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     + ("\u2028\u2029\u202f\u205f\u3000")
 )
+_PIECE_CHARS = 1 << 16  # of a long text, encoded at once: tens of megabytes
+_WORD_MAX_CHARS = 1 << 20  # that cannot be cut
+# Where ids of two parts are those of the whole. No alternative of any of `SPLIT_PATTERNS` matches a space
+# after what is no white space, nor a letter, digit or "_" after a line end. Their one look ahead,
+# `\s+(?!\S)`, is not asked about such a place: the part before ends in no white space, or in a line end, and
+# `\s*[\r\n]+` stands before it. Nothing looks back. (Python's \s has all of the regex's white space.)
+_CUT = re.compile(r"(?<=\S)(?= )|(?<=\n)(?=\w)")
+_LINE_END, _LINE_END_BYTE = "\n", "<0x0A>"
+_SENTENCEPIECE_CUT = re.compile(r"(?=\n)")
 _SENTENCEPIECE_NORMALIZER = {
     "type": "Sequence",
     "normalizers": [
@@ -127,6 +139,44 @@ class Tokenizer:
         """
         return np.array(self._encode(text), np.int32)
 
+    def encode_pieces(self, text: str) -> Iterator[tuple[Int32, int]]:
+        """The ids of `encode_text`, piece by piece: memory does not grow with the text.
+
+        Yields:
+            int32 [n], and how many characters of the text they stand for.
+
+        Raises:
+            InputError: half a surrogate pair, or too long a stretch without a space or line end to cut at.
+        """
+        check_unicode("the text", text)
+        pattern, start = self._cut(), 0
+        while start < len(text):
+            end = stop = min(start + _WORD_MAX_CHARS, len(text))
+            if pattern is not None and len(text) - start > _PIECE_CHARS:
+                cut = pattern.search(text, start + _PIECE_CHARS, stop)
+                if cut is None:  # the last one before
+                    cut = max(pattern.finditer(text, start + 1, start + _PIECE_CHARS), key=_at, default=None)
+                end = stop if cut is None else cut.start()
+            if end - start == _WORD_MAX_CHARS and end < len(text):
+                raise InputError(
+                    f"the text has no space or line end to cut it at in {_WORD_MAX_CHARS} characters "
+                    f"from character {start} on"
+                )
+            ids = self.encode_text(text[start:end])
+            # SentencePiece begins with a "▁"; a piece after the first with a line end, which it cannot join.
+            yield ids[1:] if start and self.strips_first_space else ids, end - start
+            start = end
+
+    def _cut(self) -> re.Pattern[str] | None:
+        """Where a text can be cut."""
+        if not self.strips_first_space:
+            return _CUT
+        # It has no words: a cut is where nothing merges across: at a character that no longer token has.
+        alone = (_LINE_END, _LINE_END_BYTE)
+        vocabulary = tokenizers.Tokenizer(self._model).get_vocab()
+        joins = any(end in token and token != end for token in vocabulary for end in alone)
+        return None if joins else _SENTENCEPIECE_CUT
+
     def _encode(self, text: str) -> list[int]:
         try:
             text.encode("utf-8")
@@ -183,12 +233,18 @@ class Tokenizer:
         return raw.decode("utf-8", "replace")
 
 
+def _at(found: re.Match[str]) -> int:
+    return found.start()
+
+
 def _read(path: Path) -> Any:
     try:
-        size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            raise BundleError(f"{path}: {size} bytes is too large for a vocabulary")
-        return tokenizers.Tokenizer.from_file(str(path))
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever
+            raise BundleError(f"{path}: is not a regular file")
+        if about.st_size > _MAX_FILE_BYTES:
+            raise BundleError(f"{path}: {about.st_size} bytes is too large for a vocabulary")
+        return tokenizers.Tokenizer.from_buffer(path.read_bytes())  # from_file takes names in UTF-8 only
     except BundleError:
         raise
     except BaseException as exc:

@@ -17,12 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol
 
 from .bundle import Bundle, BundleFile
 from .cache import cache_directory
 from .errors import BundleError, InputError, OutputError
 from .files import make_folder, read_text, write_text
+from .parts import Progress
 from .threads import default_threads
 
 FILE = "verified.json"  # in the cache: {"device:inode": "size:mtime:ctime:sha256"}, oldest first
@@ -32,26 +32,16 @@ _MOST = 1024  # files remembered: some eighty model directories
 _SETTLED_NS = (
     100_000_000  # a file changed this lately may change again with no newer time: clocks tick in 10 ms
 )
-_SMALL_BYTES = 64 << 20  # what is read each time where nothing can be remembered: 0.1 s
 _BAR_AFTER_S, _BAR_EVERY_S = 2.0, 0.2
 
 _log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """What is told of hashing that takes more than two seconds."""
-
-    def start(self, total_bytes: int, what: str) -> None:
-        """There are `total_bytes` to read of `what`."""
-
-    def advance(self, n_bytes: int, what: str) -> None:
-        """`n_bytes` more are read."""
-
-
 def check(bundle: Bundle, progress: Progress | None = None) -> None:
     """Compare the files of a model directory with its manifest, unless that has been done before.
 
-    Where the cache cannot be written, only small files (64 MiB in all) are read, each time.
+    Where the cache cannot be written, they are read each time: half a second for each GB. `progress` is told
+    of the bytes, where that takes more than two seconds.
 
     Raises:
         BundleError: a file that differs, as `Bundle.check_hashes` says it, or that cannot be read.
@@ -63,14 +53,11 @@ def check(bundle: Bundle, progress: Progress | None = None) -> None:
         return
     new.sort(key=lambda entry: -entry.size)  # the longest first: it decides how long all take
     folder = _writable_folder()
-    files = new if folder is not None else _small(new)
-    if len(files) < len(new):
-        _log.debug(
-            "%s: %d files not checked: what is found cannot be kept", bundle.root, len(new) - len(files)
-        )
-    _hash(bundle, files, progress)
+    if folder is None:
+        _log.info("%s: all files are checked each time: the cache cannot be written", bundle.root)
+    _hash(bundle, new, progress)
     if folder is not None:
-        found = (stamps[entry] for entry in files)
+        found = (stamps[entry] for entry in new)
         settled = {key: value for key, value, changed in found if abs(started - changed) > _SETTLED_NS}
         _remember(folder, settled)
 
@@ -83,18 +70,7 @@ def _stamp(bundle: Bundle, entry: BundleFile) -> tuple[str, str, int]:
     except OSError as exc:
         raise BundleError(f"{path}: cannot be read: {exc.strerror}") from None
     value = f"{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}:{entry.sha256}"
-    return f"{s.st_dev}:{s.st_ino}", value, s.st_mtime_ns
-
-
-def _small(files: Sequence[BundleFile]) -> list[BundleFile]:
-    """As many as fit into `_SMALL_BYTES`, the smallest first."""
-    found, room = [], _SMALL_BYTES
-    for entry in reversed(files):
-        room -= entry.size
-        if room < 0:
-            break
-        found.append(entry)
-    return found[::-1]
+    return f"{s.st_dev}:{s.st_ino}", value, max(s.st_mtime_ns, s.st_ctime_ns)  # anybody sets mtimes
 
 
 def _hash(bundle: Bundle, files: Sequence[BundleFile], progress: Progress | None) -> None:
@@ -126,6 +102,8 @@ def _hash(bundle: Bundle, files: Sequence[BundleFile], progress: Progress | None
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+            if progress is not None:
+                progress.finish()
 
 
 def _read() -> dict[str, str]:

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, native
 from .files import check_file
 from .hd import MAX_CROPS, layout
 from .parts import RGB, Media
 from .stderr_capture import captured_stderr
+
+with native("OpenCV"):
+    import cv2
 
 MAX_FRAMES = 64
 TOKEN_BUDGET = 3584  # of one video: with 512 tokens of text below 4,096, where the long RoPE table begins

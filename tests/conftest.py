@@ -12,6 +12,7 @@ import pytest
 from pocketphi import convert as converter
 from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime.bundle import Bundle
+from pocketphi.runtime.cache import CACHE_VARIABLE
 from pocketphi.runtime.decoder_ggml import GgmlDecoder, GgmlOptions
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.gguf_check import AdapterFile
@@ -19,6 +20,14 @@ from pocketphi.runtime.gguf_check import AdapterFile
 from .golden import cases
 
 Converted = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs in this process, or inherits its environment, writes nothing into the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

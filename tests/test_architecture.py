@@ -54,6 +54,7 @@ LAYERS = (
         "image",
         "speech_encoder",
         "session",
+        "memory_guard",
         "decoder_ggml",
         "sampler_ggml",
         "report",

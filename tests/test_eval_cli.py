@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from pocketphi.runtime import ggml_plugin
+
 from . import scoring
+from .conftest import Converted
 from .test_cli import CALL, call, failed
 
 SHORT = ["-n", "80"]
@@ -133,6 +136,89 @@ def test_perplexity_and_divergence_of_a_text(env: dict[str, str], nano: Path, tm
     assert found["score"] == found["kld"]
 
 
+@pytest.mark.parametrize("metric", ["ppl", "kld"])
+def test_likelihoods_of_items(
+    metric: str, env: dict[str, str], nano: Path, data: Path, tmp_path: Path, converted: Converted
+) -> None:
+    """One item of each mode, in a file that says so in capitals; what is done is not done again."""
+    shutil.copytree(data.parent, tmp_path / "data")
+    upper = (tmp_path / "data" / data.name).rename(tmp_path / "data" / "ITEMS.JSONL")
+    out = tmp_path / "out"
+    base = ["--base", converted("phi4-nano", "F16")] if metric == "kld" else []
+    args = ["eval", "-m", nano, "--data", upper, "--metric", metric, *base, "--limit", "4", "-o", out]
+    code, text, err = call(env, *args, "--json")
+    found = json.loads(text)
+    assert (code, err, text.count("\n"), found["metric"], found["items"]) == (0, "", 1, metric, 4)
+    assert found["score"] == found[metric]
+    assert found["ci95"][0] <= found["score"] <= found["ci95"][1]
+    assert found == json.loads((out / "eval.json").read_text("utf-8"))
+    assert [row["mode"] for row in items(out)] == ["speech", "vision", "vision_speech", "language"]
+    assert found["positions"] == sum(len(row["positions"]["nll"]) for row in items(out))
+    assert ("base_recipe" in found["job"], "max_tokens" in found["job"]) == (metric == "kld", False)
+
+    report = (out / "eval.json").read_bytes()
+    code, _, err = call(env, *args, "--resume")
+    assert (code, "left as it is" in err, (out / "eval.json").read_bytes()) == (0, True, report)
+    first, *rest = (out / "items.jsonl").read_text("utf-8").splitlines(keepends=True)
+    head = {"format": "pocketphi evaluation journal", "version": 1, **found["job"]}
+    (out / "items.jsonl.part").write_text(json.dumps(head) + "\n" + first, "utf-8")
+    code, text, err = call(env, *args, "--resume", "--json")
+    assert (code, "goes on after 1 of 4" in err) == (0, True)
+    assert {**json.loads(text), "timings": 0} == {**found, "timings": 0}
+    assert len(rest) == 3
+
+
+def test_a_base_of_another_checkpoint(
+    env: dict[str, str], nano: Path, data: Path, converted: Converted
+) -> None:
+    other = converted("phi4-mini", "F32")
+    code, line = failed(env, "eval", "-m", nano, "--data", data, "--metric", "kld", "--base", other)
+    assert (code, "base has vocabulary size 2880, expected 4096 as in" in line) == (2, True), line
+    code, line = failed(env, "eval", "-m", nano, "--data", data, "--metric", "kld", "--base", data.parent)
+    assert (code, "not a model directory" in line) == (3, True), line
+
+
+def test_data_is_not_overwritten(env: dict[str, str], nano: Path, tmp_path: Path) -> None:
+    """Under another name too; and what is no name of a file is one line."""
+    data, link = tmp_path / "text.txt", tmp_path / "link"
+    data.write_text("The capital of France is Paris. " * 30, "utf-8")
+    link.hardlink_to(data)
+    before = data.read_bytes()
+    ppl = ["eval", "-m", nano, "--metric", "ppl", "--data", data, "-c", "64", "--save-logits"]
+    for args in ([*ppl, data], [*ppl, link], ["imatrix", "-m", nano, "--data", data, "-o", link]):
+        code, line = failed(env, *args)
+        assert (code, "is the data that is read, expected another file to write" in line) == (2, True), line
+    for place in (".", "/"):
+        code, line = failed(env, *ppl, place)
+        assert (code, f"'{place}': cannot be written: is not a regular file" in line) == (6, True), line
+    assert data.read_bytes() == before
+
+
+def test_media_that_were_replaced_are_noticed(
+    env: dict[str, str], nano: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """--resume goes on with the same pictures, and the same of what else an answer depends on."""
+    folder, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data.parent, folder)
+    shutil.copytree(whole, out)
+    args = ["eval", "-m", nano, "--data", folder / data.name, "--metric", "exact", "-o", out, *SHORT]
+    args.append("--resume")
+    assert call(env, *args)[0] == 0
+    report = out / "eval.json"
+    mine = report.read_text("utf-8")
+    report.write_text(mine.replace('"gpu_layers": 0', '"gpu_layers": 1'), "utf-8")
+    code, line = failed(env, *args)
+    assert (code, "'gpu_layers' is 1, expected 0" in line) == (2, True), line
+    report.write_text(mine, "utf-8")
+    if ggml_plugin.load().active:
+        code, line = failed(env | {"POCKETPHI_KERNELS": "stock"}, *args)
+        assert (code, "is of another job: 'kernels' is" in line) == (2, True), line
+    picture = min((folder / "images").iterdir())
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    code, line = failed(env, *args)
+    assert (code, "is of another job: 'media_sha256' is" in line) == (2, True), line
+
+
 USAGE: list[tuple[list[str], str]] = [
     ([], "--metric is missing"),
     (["--metric", "mer"], "mer"),
@@ -145,10 +231,32 @@ USAGE: list[tuple[list[str], str]] = [
         "--save-logits does not go with --metric wer",
     ),
     (["--metric", "wer", "--data", "DATA", "--chunks", "2"], "--chunks does not go with --metric wer"),
-    (["--metric", "kld", "--data", "DATA", "--logits", "x"], "--data does not go with --metric kld"),
-    (["--metric", "ppl", "--data", "DATA", "--logits", "x"], "--logits does not go with --metric ppl"),
-    (["--metric", "ppl", "--data", "DATA", "-o", "x"], "-o does not go with --metric ppl"),
+    (
+        ["--metric", "kld", "--data", "x.txt", "--logits", "x"],
+        "--data does not go with --metric kld of a text",
+    ),
+    (
+        ["--metric", "ppl", "--data", "x.txt", "--logits", "x"],
+        "--logits does not go with --metric ppl of a text",
+    ),
+    (["--metric", "ppl", "--data", "x.txt", "-n", "256"], "-n does not go with --metric ppl"),
+    (["--metric", "ppl", "--data", "x.txt", "--max-crops", "36"], "--max-crops does not go with"),
+    (["--metric", "ppl", "--data", "x.txt", "-o", "x"], "-o does not go with --metric ppl of a text"),
     (["--metric", "ppl", "--data", "DATA", "--normalizer", "none"], "--normalizer does not go with"),
+    (
+        ["--metric", "ppl", "--data", "DATA", "--save-logits", "x"],
+        "--save-logits does not go with --metric ppl of items",
+    ),
+    (["--metric", "ppl", "--data", "DATA", "--base", "x"], "--base does not go with --metric ppl of items"),
+    (["--metric", "ppl", "--data", "x.txt", "--base", "x"], "--base does not go with --metric ppl of a text"),
+    (["--metric", "kld", "--data", "DATA"], "name it with --base"),
+    (["--metric", "kld", "--base", "x"], "--metric kld reads a file: name it with --data"),
+    (["--metric", "kld", "--data", "x.txt", "--base", "x"], "x.txt: is a text, --base compares items"),
+    (
+        ["--metric", "kld", "--data", "DATA", "--base", "x", "--logits", "y"],
+        "--logits does not go with --metric kld of items",
+    ),
+    (["--metric", "wer", "--data", "DATA", "--base", "x"], "--base does not go with --metric wer"),
     (["--metric", "wer", "--data", "DATA", "--resume"], "--resume is about the files of an earlier run"),
     (["--metric", "wer", "--data", "DATA", "--restart"], "--restart is about the files of an earlier run"),
     (["--metric", "wer", "--data", "DATA", "-o", "x", "--resume", "--restart"], "are both given"),

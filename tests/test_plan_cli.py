@@ -51,7 +51,8 @@ def test_the_flags_it_names_make_it_fit(env: dict[str, str], nano: Path) -> None
     sizes = ram_model.sizes_of(bundles.load(nano))
 
     def total(**changes: Any) -> int:
-        return ram_model.estimate(sizes, ram_model.Use("vision", **({"n_ctx": 8192} | changes))).wanted
+        use = ram_model.Use("vision", **({"n_ctx": 8192, "grown": True} | changes))
+        return ram_model.estimate(sizes, use).wanted
 
     ram = (total() + total(max_crops=1, kv_type="q8_0", n_ctx=512)) // 2
     found = plan(env, nano, "--ram", str(ram), "--ctx", "8192")["modes"]["vision"]
@@ -78,10 +79,11 @@ def test_a_checkpoint_gets_every_recipe_and_the_command_of_the_best(env: dict[st
 def test_people_get_a_table_and_the_word_estimated(env: dict[str, str], nano: Path) -> None:
     code, out, err = call(env, "plan", nano, "--ram", "60M")
     assert (code, err) == (0, "")
-    assert out.startswith("phi4-nano: 0.06 GB of memory; 4096 tokens, picture 1344×896, clip 30 s")
+    assert out.startswith("phi4-nano: 60.0 MiB of memory; 4096 tokens, picture 1344×896, clip 30 s")
     for word in ("weights", "adapter", "KV", "encoder", "program", "margin", "peak RSS"):
         assert word in out.splitlines()[1]
-    assert "language: does not fit" in out
+    assert out.splitlines()[1].startswith("MiB ")
+    assert "language: nothing fits" in out
     assert "estimated speed" in out or "no speed: " in out
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def bitten(zygote: Zygote, user: dict[str, str], place: Place, tmp_path: Path) -
         found += differences(before, listing(place.path), case.leaves)
         found += [f"temporary: {what}" for what in differences({}, listing(temporary), _PULSE)]
         found += [f"cache: {what}" for what in differences(cached, listing(cache, but=_VERIFIED))]
+        verified = cache / _VERIFIED
+        if verified.exists() and not isinstance(json.loads(verified.read_text("utf-8")), dict):
+            found.append(f"cache: {_VERIFIED} holds no object")
         assert found == [], args
         return outcome
 

@@ -297,7 +297,7 @@ def test_no_such_directory(source: str, said: str, tmp_path: Path, monkeypatch: 
 
 def input_error(source: str, *, from_hub: bool, revision: str | None) -> str:
     with pytest.raises(PocketPhiError) as error:
-        resolve(source, from_hub=from_hub, revision=revision, offline=True)
+        resolve(source, from_hub=from_hub, revision=revision, offline=from_hub)
     assert type(error.value) is InputError
     text = str(error.value)
     assert len(text.splitlines()) == 1 and text.isprintable()

@@ -64,6 +64,21 @@ def test_overwriting(tmp_path: Path) -> None:
     assert (out / MANIFEST).read_bytes() == b"2" and names(tmp_path) == ["out"]
 
 
+def test_a_model_directory_with_something_else_in_it_is_not_overwritten(tmp_path: Path) -> None:
+    """It may be the checkpoint that the model is made from."""
+    out = tmp_path / "out"
+    (out / "checkpoint").mkdir(parents=True)
+    (out / "checkpoint" / "model.safetensors").write_bytes(b"weights")
+    for manifest in ('{"files": [{"path": "a.gguf"}]}', "damaged"):
+        (out / MANIFEST).write_text(manifest, "utf-8")
+        with (
+            pytest.raises(OutputError, match="checkpoint: no conversion wrote it"),
+            new_directory(out, 0, overwrite=True),
+        ):
+            pass
+        assert (out / "checkpoint" / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_only_model_directories_are_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"cat")

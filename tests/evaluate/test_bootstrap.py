@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -54,3 +56,30 @@ def test_it_is_the_same_every_time_and_in_pieces(monkeypatch: pytest.MonkeyPatch
     assert interval(rows, ratio) == whole
     monkeypatch.setattr(bootstrap, "_CHUNK", 300)
     assert interval(rows, ratio) == whole
+
+
+def test_sums_are_of_the_items_drawn() -> None:
+    """Drawn one by one and added up, as it is defined: whole numbers, so the sums are exact."""
+    rows = np.random.default_rng(1).integers(0, 1000, (41, 3)).astype(np.float64)
+    seen: list[Float64] = []
+
+    def spy(sums: Float64) -> Float64:
+        seen.append(sums.copy())
+        return sums[:, 0]
+
+    interval(rows, spy, resamples=7)
+    drawn = np.random.default_rng(bootstrap._SEED).integers(41, size=(7, 41))
+    np.testing.assert_array_equal(seen[0], [sum(rows[i] for i in one) for one in drawn])
+
+
+def test_many_items_take_little_memory() -> None:
+    """100,000 items with 18 numbers each, as chrF has them: weights of 32 MiB at a time, and one draw."""
+    rows = np.ones((100_000, 18))
+    tracemalloc.start()
+    try:
+        interval(rows, ratio, resamples=60)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The draw and its counts are 8 bytes an item each, and bincount's own copy.
+    assert peak < 8 * bootstrap._CHUNK + 4 * 8 * 100_000

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pocketphi.evaluate.divergence import DivergenceResult, compare
-from pocketphi.evaluate.logits_file import LogitsReader, LogitsWriter, encode, scored
-from pocketphi.evaluate.perplexity import measure
+from pocketphi.evaluate.divergence import DivergenceResult, _block, compare
+from pocketphi.evaluate.logits_file import LogitsReader, LogitsWriter, decode, encode, row_values, scored
+from pocketphi.evaluate.perplexity import log_sums, measure
 from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.errors import InputError
@@ -35,6 +35,30 @@ from ..golden.perplexity.make_perplexity import run
 from ..golden.perplexity.scores import scores
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_K_M")
+# What llama.cpp's own batches move by so much that a comparison could hardly fail: bounds of 10 % of the
+# value and more. `test_statistics_of_given_numbers` has their formulas.
+_SMALL = {
+    "kld", "kld_error", "kld_max", "kld_p99", "kld_p95", "kld_p90", "kld_median", "kld_p10", "kld_p5",
+    "kld_p1", "kld_min", "delta_p_mean", "delta_p_mean_error", "delta_p_rms", "delta_p_rms_error",
+    "same_top_error",
+}  # fmt: skip
+_TAILS = {
+    "kld_error",
+    "kld_max",
+    "kld_p10",
+    "kld_p5",
+    "kld_p1",
+    "kld_min",
+    "delta_p_mean",
+    "delta_p_rms_error",
+}
+NOT_JUDGED = {
+    "F32": _SMALL | {"kld_p999"},
+    "F16": _SMALL | {"kld_p999"},
+    "Q8_0": _SMALL | {"ln_ppl_ratio"},
+    "Q4_0": _TAILS | {"kld_p90", "kld_median"},
+    "Q4_K_M": _TAILS | {"kld", "kld_p999", "kld_p99", "kld_p95", "ln_ppl_ratio"},
+}
 HALF_STEP = 8 / 65535  # of a stored log-probability
 
 
@@ -55,6 +79,7 @@ def ours(directories: tuple[tuple[str, str], ...], kernels: str, recipe: str) ->
 def test_llama_cpps_statistics(recipe: str, directories: tuple[tuple[str, str], ...]) -> None:
     """Whether the golden file is about these very GGUFs is test_perplexity's to say."""
     found, theirs = ours(directories, "stock", recipe), load()["kld"][recipe]
+    not_judged = set()
     for key, value in theirs.items():
         if key == "spread":
             continue
@@ -66,7 +91,11 @@ def test_llama_cpps_statistics(recipe: str, directories: tuple[tuple[str, str], 
         bound += FLOAT32 * (100 if per_cent else max(1, theirs[key.removesuffix("_error")]))
         if key == "same_top":
             bound += 100 / found["items"]
-        assert found[key] == pytest.approx(value, rel=0, abs=bound), key
+        if bound >= abs(value) / 10:
+            not_judged.add(key)
+        else:
+            assert found[key] == pytest.approx(value, rel=0, abs=bound), key
+    assert not_judged == NOT_JUDGED[recipe]
 
 
 @pytest.mark.parametrize("recipe", QUANTIZED)
@@ -160,6 +189,107 @@ def test_llama_cpp_reads_our_file(nano_model: Model, nano: Path, tmp_path: Path)
         assert math.log(theirs) == pytest.approx(math.log(details[name]), rel=0, abs=bound), name
 
 
+def given(n: int = 37, scale: float = 1.0) -> DivergenceResult:
+    rng = np.random.default_rng(9)
+    kld, nll, nll_base = scale * rng.exponential(0.3, n), rng.exponential(2, n), rng.exponential(2, n)
+    return DivergenceResult(24, 4, kld, nll, nll_base, rng.random(n) < 0.8, rng.random(n) < 0.2)
+
+
+def test_statistics_of_given_numbers() -> None:
+    """Every formula, a second time: some tens of float64 operations on numbers of like size."""
+    one = given()
+    n, d = one.items, one.details()
+
+    def mean(x: list[float]) -> tuple[float, float]:
+        m = sum(x) / n
+        return m, math.sqrt((sum(v * v for v in x) / n - m * m) / (n - 1))
+
+    def percentile(q: float) -> float:
+        x, at = sorted(one.kld.tolist()), q / 100 * (n - 1)
+        low = min(int(at), n - 2)
+        return float(x[low] + (at - low) * (x[low + 1] - x[low]))
+
+    p, base = ([math.exp(-v) for v in x.tolist()] for x in (one.nll, one.nll_base))
+    delta = [a - b for a, b in zip(p, base, strict=True)]
+    square, square_error = mean([v * v for v in delta])
+    ln_q, ln_base, ln_ratio = (mean(x.tolist()) for x in (one.nll, one.nll_base, one.nll - one.nll_base))
+    same = sum(one.same_top.tolist()) / n
+    wanted = {
+        "kld_error": mean(one.kld.tolist())[1],
+        "kld_max": max(one.kld.tolist()), "kld_min": min(one.kld.tolist()),
+        "kld_p999": percentile(99.9), "kld_p99": percentile(99), "kld_p95": percentile(95),
+        "kld_p90": percentile(90), "kld_median": percentile(50), "kld_p10": percentile(10),
+        "kld_p5": percentile(5), "kld_p1": percentile(1),
+        "same_top": same, "same_top_error": math.sqrt(same * (1 - same) / (n - 1)),
+        "delta_p_mean": mean(delta)[0], "delta_p_mean_error": mean(delta)[1],
+        "delta_p_rms": math.sqrt(square), "delta_p_rms_error": square_error / (2 * math.sqrt(square)),
+        "ppl": math.exp(ln_q[0]), "ppl_error": math.exp(ln_q[0]) * ln_q[1],
+        "ppl_base": math.exp(ln_base[0]), "ppl_base_error": math.exp(ln_base[0]) * ln_base[1],
+        "ppl_ratio": math.exp(ln_ratio[0]), "ppl_ratio_error": math.exp(ln_ratio[0]) * ln_ratio[1],
+        "ln_ppl_ratio": ln_ratio[0], "ln_ppl_ratio_error": ln_ratio[1],
+        "ppl_base_cut_off": sum(one.cut_off.tolist()), "n_ctx": 24, "chunks": 4,
+    }  # fmt: skip
+    assert set(wanted) == set(d)
+    for key, value in wanted.items():
+        assert d[key] == pytest.approx(value, rel=1e-10), key
+    assert one.score == pytest.approx(mean(one.kld.tolist())[0], rel=1e-12)
+
+
+def test_blocks_of_given_logits() -> None:
+    """Against float64, on a base that was stored, and whose unlikely tokens were cut off."""
+    rng, n, vocab = np.random.default_rng(11), 40, 300
+    logits, base = (rng.normal(0, scale, (n, vocab)).astype(np.float32) for scale in (3, 8))
+    following = rng.integers(vocab, size=n).astype(np.int32)
+    following[0], following[1] = base[0].argmin(), base[1].argmax()
+    log_sum = log_sums(base)[1]
+    stored = decode(encode(base, log_sum.astype(np.float32)), vocab)
+    kld, nll, nll_base, same, cut_off = _block(logits, stored.copy(), following)
+    p, q = stored.astype(np.float64), logits.astype(np.float64)
+    q -= np.log(np.exp(q - q.max(1, keepdims=True)).sum(1, keepdims=True)) + q.max(1, keepdims=True)
+    rows = np.arange(n)
+    # float32 terms p · (ln p - ln q), Σ p = 1, with roundings of numbers below 64, p good to two last places
+    atol = 8 * 64 * float(np.finfo(np.float32).eps)
+    wanted = (np.exp(p) * (p - q) * (p > -16)).sum(1)
+    np.testing.assert_allclose(kld, wanted, rtol=0, atol=atol)
+    assert wanted.min() > 100 * atol  # it could fail
+    np.testing.assert_allclose(nll, -q[rows, following], rtol=0, atol=atol)
+    np.testing.assert_array_equal(nll_base, -p[rows, following])
+    np.testing.assert_array_equal(same, p.argmax(1) == q.argmax(1))
+    np.testing.assert_array_equal(cut_off, base[rows, following] <= base.max(1) - 16)
+    assert cut_off[0] and not cut_off[1]
+
+
+def test_what_the_file_cuts_off_is_said() -> None:
+    one = given()
+    n = one.details()["ppl_base_cut_off"]
+    assert 0 < n < one.items
+    assert f"{n} of the 37 tokens are less likely to the base" in "\n".join(one.lines())
+    none = DivergenceResult(24, 4, one.kld, one.nll, one.nll_base, one.same_top, np.zeros(37, np.bool_))
+    assert "less likely to the base" not in "\n".join(none.lines())
+
+
+def test_no_divergence_is_below_zero() -> None:
+    kld = np.array([1.0, *[0.0] * 36])
+    one = given()
+    skewed = DivergenceResult(24, 4, kld, one.nll, one.nll_base, one.same_top, one.cut_off)
+    low, high = skewed.ci95
+    assert kld.mean() - 1.96 * kld.std() / 6 < 0 == low < kld.mean() < high
+
+
+def test_a_damaged_base_is_named(nano_model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "base"
+    measure(nano_model, TEXT.read_text("utf-8"), n_ctx=16, chunks=2, save_logits=path)
+    raw = bytearray(path.read_bytes())
+    at = 20 + 4 * 2 * 16 + 2 * row_values(4096) * (scored(16) + 1)  # the second chunk's second row
+    raw[at + 8 : at + 8 + 2 * 4096] = b"\xff" * (2 * 4096)  # every token is the most likely one
+    path.write_bytes(raw)
+    with pytest.raises(
+        InputError, match="base: chunk 2 has a row that is no distribution: the file is damaged"
+    ):
+        compare(nano_model, path)
+    assert compare(nano_model, path, chunks=1).chunks == 1
+
+
 def test_what_cannot_be_compared(nano_model: Model, nano: Path, tmp_path: Path) -> None:
     def base(n_ctx: int, vocab_size: int) -> Path:
         with LogitsWriter(tmp_path / "base", np.zeros((1, n_ctx), np.int32), vocab_size) as writer:
@@ -188,7 +318,7 @@ def test_what_cannot_be_compared(nano_model: Model, nano: Path, tmp_path: Path) 
 def test_statistics_of_equal_values() -> None:
     """Nothing divides by nothing."""
     n: dict[str, Any] = {name: np.zeros(3) for name in ("kld", "nll", "nll_base")}
-    found = DivergenceResult(8, 1, same_top=np.ones(3, np.bool_), **n)
+    found = DivergenceResult(8, 1, same_top=np.ones(3, np.bool_), cut_off=np.zeros(3, np.bool_), **n)
     assert found.ci95 == (0, 0)
     assert found.details()["delta_p_rms_error"] == 0
     assert found.details()["ppl_ratio"] == 1

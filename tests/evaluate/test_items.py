@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pocketphi.evaluate import items as items_module
-from pocketphi.evaluate.items import in_order_of_modes, read_items
+from pocketphi.evaluate.items import in_order_of_modes, media_sha256, read_items
 from pocketphi.runtime.errors import InputError
 
 from .. import scoring
@@ -55,6 +55,38 @@ def test_the_evaluation_set_of_phi4_nano() -> None:
             hashlib.sha256(path.read_bytes()).hexdigest(),
             path.stat().st_size,
         )
+
+
+def test_too_many_media_are_refused_before_any_is_looked_for(folder: Path) -> None:
+    """None of these files is there, and nobody looks."""
+    n = 65
+    turns = [{"role": "user", "content": [{"type": "image", "image": f"{i}.png"} for i in range(n)]}]
+    for row in (
+        {**GOOD, "images": [f"{i}.png" for i in range(n)]},
+        {**GOOD, "images": [f"{i}.png" for i in range(60)], "audio": ["a.wav"] * 5},
+        {"id": "a", "reference": "", "messages": turns},
+    ):
+        with pytest.raises(
+            InputError, match=r"line 1: item 'a': has 65 images and clips, expected at most 64"
+        ):
+            read_items(written(folder, row))
+    with pytest.raises(InputError, match="no such file"):  # one fewer is looked for
+        read_items(written(folder, {**GOOD, "images": [f"{i}.png" for i in range(64)]}))
+
+
+def test_media_are_known_by_what_is_in_them(folder: Path) -> None:
+    seen = {**GOOD, "prompt": "What?", "images": ["media/clip.wav"]}
+    turns = [{"role": "user", "content": [{"type": "audio", "audio": "media/clip.wav"}]}]
+    for row in (seen, {"id": "a", "reference": "", "messages": turns}):
+        items = read_items(written(folder, row)).items
+        (folder / "media" / "clip.wav").write_bytes(b"RIFF")
+        before = media_sha256(items)
+        assert media_sha256(items) == before != media_sha256(())
+        (folder / "media" / "clip.wav").write_bytes(b"RIFX")
+        assert media_sha256(items) != before
+    (folder / "media" / "clip.wav").unlink()
+    with pytest.raises(InputError, match=r"line 1: item 'a': .*clip\.wav: no such file"):
+        media_sha256(items)
 
 
 def test_the_mode_is_what_the_media_say(folder: Path) -> None:

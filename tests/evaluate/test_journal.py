@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
+from pocketphi.evaluate import journal as journal_module
 from pocketphi.evaluate.journal import Answered, Journal, Took, finished, row, unfinished
 from pocketphi.runtime.errors import InputError, InUseError, OutputError
+from pocketphi.runtime.growing_file import check_free
 
 JOB = {"model": "m", "metric": "wer", "limit": None}
 IDS = ["a", "b", "c"]
@@ -104,6 +107,33 @@ def test_one_process_writes_it(tmp_path: Path) -> None:
             Journal(tmp_path, JOB, IDS)
         with pytest.raises(InUseError):
             unfinished(tmp_path, JOB, IDS)
+
+
+def test_it_is_locked_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is what is gone on with: nobody can write in between, nor put another in its place."""
+    path = begun(tmp_path, "a")
+    real, read = journal_module._answers, []
+
+    def locked(file: BinaryIO, *rest: Any) -> Any:
+        with pytest.raises(InUseError):
+            check_free(path)
+        read.append(os.path.samestat(os.fstat(file.fileno()), path.stat()))
+        return real(file, *rest)
+
+    monkeypatch.setattr(journal_module, "_answers", locked)
+    assert unfinished(tmp_path, JOB, IDS) == 1
+    with Journal(tmp_path, JOB, IDS, resume=True) as journal:
+        assert set(journal.done) == {"a"}
+    assert read == [True, True]
+
+
+def test_a_journal_without_a_whole_line_begins_anew(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    path.write_bytes(path.read_bytes()[:9])
+    with Journal(tmp_path, JOB, IDS, resume=True) as journal:
+        assert (journal.resumed, journal.done) == (False, {})
+        journal.add(answer("c"), {})
+    assert unfinished(tmp_path, JOB, IDS) == 1
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import resource
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from pocketphi.evaluate.logits_file import (
     LogitsReader,
     LogitsWriter,
     UInt16,
+    _in_range,
+    _sum_to_one,
     decode,
     encode,
     file_bytes,
@@ -137,18 +140,21 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, before: bytes | None
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """The system refuses to let a file grow beyond so many bytes, as it does when the disk is full."""
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """The system refuses to let a file grow beyond so many bytes, pytest's own output too: not for longer."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("room", [0, 30, 100])  # none for the header; the tokens; the rows
-def test_a_full_disk(tmp_path: Path, full_disk: Callable[[int], None], room: int) -> None:
-    full_disk(room)
-    with pytest.raises(OutputError, match=r"base: cannot be written: File too large$"):
+def test_a_full_disk(tmp_path: Path, room: int) -> None:
+    line = r"base: cannot be written: File too large$"
+    with pytest.raises(OutputError, match=line), full_disk(room):
         write(tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
 
@@ -163,12 +169,47 @@ def test_what_the_disk_cannot_hold_is_not_begun(tmp_path: Path) -> None:
 def test_places_that_no_file_can_be_written_to(tmp_path: Path) -> None:
     for path, line in (
         (tmp_path, "is not a regular file"),
+        (Path(), "is not a regular file"),
+        (Path("/"), "is not a regular file"),
         (tmp_path / "none" / "base", "No such file or directory"),
         (tmp_path / "a\0b", "embedded null byte"),
     ):
         with pytest.raises(OutputError, match=line):
             LogitsWriter(path, TOKENS, VOCAB)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    """And what a living one holds is not; a name of 255 bytes is a name."""
+    name = "é" * 127
+    write(tmp_path / name)
+    (dead,) = (tmp_path / f".{'é' * 100}.partial-{end}" for end in ("dead",))
+    dead.write_bytes(b"half")
+    with LogitsWriter(tmp_path / name, TOKENS, VOCAB) as living:
+        living.write(np.zeros((2 * scored(N_CTX), ROW), np.uint16))
+        assert not dead.exists()
+        before = sorted(p.name for p in tmp_path.iterdir())
+        write(tmp_path / name)
+        assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_rows_that_sum_to_one_are_those_that_encoding_makes() -> None:
+    """Whatever is encoded is believed, cut off or not. A thousandth more or less of every p is not,
+    beyond what a cut-off may bring: e^-16 of the most likely token for each id.
+    """
+    rng = np.random.default_rng(6)
+    for vocab, scale in ((5, 1), (999, 0.01), (999, 3), (4097, 30), (20_000, 6)):
+        rows = rows_of(rng.normal(0, scale, (20, vocab)).astype(np.float32))
+        assert _in_range(rows, vocab).all() and _sum_to_one(rows, decode(rows, vocab)).all()
+        for sign in (-1, 1):
+            more = sign * (0.001 + vocab * math.exp(-16))
+            wrong = rows.copy()
+            wrong[:, 2:4] = (rows[:, 2:4].copy().view("<f4") + np.float32(more)).view("<u2")
+            assert not (_in_range(wrong, vocab) & _sum_to_one(wrong, decode(wrong, vocab))).any(), (
+                vocab,
+                more,
+            )
 
 
 def header(n_ctx: int, vocab_size: int, n_chunks: int) -> Callable[[bytes], bytes]:

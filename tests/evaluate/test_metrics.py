@@ -78,8 +78,8 @@ def test_sums_score_any_resample_as_the_library_does(name: MetricName) -> None:
     hypotheses, references = sentences(rng, 30)
     one = metric(name)
     rows = np.array([one.judge(*pair).statistics for pair in zip(hypotheses, references, strict=True)])
-    assert one.total(hypotheses, references) == pytest.approx(theirs(name, hypotheses, references), rel=1e-12)
     picks = [
+        np.arange(30),
         np.zeros(30, int),
         np.array([1]),
         *(rng.integers(30, size=size) for size in [1, 2, 3, 5, 30, 30, 30]),

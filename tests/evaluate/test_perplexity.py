@@ -18,7 +18,7 @@ from pocketphi.evaluate.logits_file import LogitsReader, file_bytes, scored
 from pocketphi.evaluate.perplexity import measure, predictions
 from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime.engine import Model
-from pocketphi.runtime.errors import InputError, OutputError
+from pocketphi.runtime.errors import InputError, KernelError, OutputError
 from pocketphi.runtime.parts import Float32, Int32
 
 from ..conftest import Converted
@@ -159,6 +159,37 @@ def test_progress(nano_model: Model) -> None:
     assert told.steps == ["start 96", 32, 32, 32, "finish"]
 
 
+def test_no_more_of_a_text_is_read_than_needed(nano_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four million characters, pieces are encoded until there are two chunks."""
+    text = TEXT.read_text("utf-8").strip() * 300
+    read: list[int] = []
+    encode_text = nano_model.tokenizer.encode_text
+
+    def counted(part: str) -> Int32:
+        read.append(len(part))
+        return encode_text(part)
+
+    monkeypatch.setattr(nano_model.tokenizer, "encode_text", counted)
+    told = Told()
+    found = measure(nano_model, text, n_ctx=64, chunks=2, progress=told)
+    assert 0 < sum(read) < 1 << 17 and found.tokens is None
+    assert "the text has more" in "\n".join(found.lines())
+    assert told.steps == [f"start {len(text)}", sum(read), "finish", "start 128", 64, 64, "finish"]
+    monkeypatch.undo()
+    assert found.score == measure(nano_model, TEXT.read_text("utf-8"), n_ctx=64, chunks=2).score
+
+
+def test_a_damaged_model_has_no_perplexity(
+    nano_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits are finite, and what is said of the text is not: no Infinity, no file."""
+    real = nano_model.token_logits
+    monkeypatch.setattr(nano_model, "token_logits", lambda *a, **k: 1e4 * real(*a, **k))
+    with pytest.raises(KernelError, match=r"^the mean of -ln p is \d+.*: the model is damaged$"):
+        measure(nano_model, TEXT.read_text("utf-8"), n_ctx=16, chunks=2, save_logits=tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_measured(nano_model: Model, tmp_path: Path) -> None:
     text = TEXT.read_text("utf-8")
     for words, options, line in (
@@ -220,26 +251,32 @@ def test_a_chunk_has_one_rope_table(nano_model: Model, n_ctx: int) -> None:
         assert (abs(short - whole[0]).max() > 0.1) == (n_ctx // 2 < 1024)
 
 
-def test_no_more_logits_at_once_than_needed(nano_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("n_ctx", "passes"),  # 1024 is where the RoPE table changes
+    [(1000, [256, 244]), (1026, [256, 256]), (1100, [256, 256, 38])],
+)
+def test_no_more_logits_at_once_than_needed(
+    n_ctx: int, passes: list[int], nano_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A long chunk's scored half is read in passes: memory does not grow with n_ctx."""
     asked: list[int] = []
     real = nano_model.token_logits
 
-    def counted(ids: Int32, n: int) -> Float32:
+    def counted(ids: Int32, n: int, *, within: int) -> Float32:
         asked.append(n)
-        return real(ids, n)
+        return real(ids, n, within=within)
 
     monkeypatch.setattr(nano_model, "token_logits", counted)
     monkeypatch.setattr(perplexity, "_BLOCK_VALUES", 4096)  # what is worked on is one row, next to nothing
     text = TEXT.read_text("utf-8")
-    measure(nano_model, text, n_ctx=1000, chunks=1)  # what is loaded once is loaded
+    measure(nano_model, text, n_ctx=n_ctx, chunks=1)  # what is loaded once is loaded
     asked.clear()
     tracemalloc.start()
     try:
-        measure(nano_model, text, n_ctx=1000, chunks=2)
+        measure(nano_model, text, n_ctx=n_ctx, chunks=2)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert asked == [256, 244, 256, 244]
+    assert asked == [*passes, *passes]
     # Logits are float32, and are checked to be finite, which takes a byte each. Two passes would be 8 bytes.
     assert peak < 256 * 4096 * 6

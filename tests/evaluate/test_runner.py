@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,18 @@ def test_the_report(speech: dict[str, Answered]) -> None:
     assert table(found)[2].startswith(f"| wer | {100 * errors / words:.2f} % |")
     page = markdown(found)
     assert all(text in page for text in ["| model | phi4-nano |", "| normalizer | basic |", "## Worst"])
+
+
+def test_what_the_bootstrap_cannot_tell_is_said(speech: dict[str, Answered]) -> None:
+    """Three of three right: resamples are all alike, which is no certainty."""
+    judge = Judge("exact")
+    rows = judged(judge, "speech", speech)
+    right = [judge.judge(row.item, replace(row.answer, hypothesis=row.item.reference)) for row in rows[:3]]
+    note = "All items alike: the bootstrap cannot tell how far off the score may be."
+    assert report(judge, right)["ci95"] == [1, 1]
+    assert table(report(judge, right))[-2:] == ["", note]
+    wrong = judge.judge(rows[0].item, replace(rows[0].answer, hypothesis="x"))
+    assert note not in table(report(judge, [wrong, *right[1:]]))
 
 
 def test_what_a_model_says_is_no_markup(speech: dict[str, Answered]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pocketphi.runtime.errors import InputError, PocketPhiError
+from pocketphi.runtime.errors import InputError, PocketPhiError, shortened
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,10 @@ from pocketphi.runtime.errors import InputError, PocketPhiError
 def test_a_message_is_one_printable_line(given: str, shown: str) -> None:
     assert str(InputError(given)) == shown
     assert str(PocketPhiError(given)).isprintable()
+
+
+def test_a_message_is_cut_in_its_middle() -> None:
+    found = str(InputError("a.png: " + "x" * 60_000 + ", expected a name"))
+    assert len(found) <= 1000
+    assert found.startswith("a.png: xx") and found.endswith("xx, expected a name") and "x … x" in found
+    assert shortened("x" * 1000) == "x" * 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pocketphi.runtime.errors import InputError, OutputError
-from pocketphi.runtime.files import decode_text, read_text, write_text
+from pocketphi.runtime.files import check_not_model, decode_text, read_text, write_text
 
 
 def test_reading(tmp_path: Path) -> None:
@@ -47,3 +47,13 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
     with pytest.raises(OutputError, match="No such file"):
         write_text(tmp_path / "no" / "x", "y")
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_model_directory_takes_no_outputs(kind: str, tmp_path: Path) -> None:
+    check_not_model(tmp_path)
+    check_not_model(tmp_path / "gone")
+    manifest = tmp_path / "bundle.json"
+    manifest.write_text("{}") if kind == "file" else manifest.symlink_to("gone")
+    with pytest.raises(OutputError, match="is a model directory"):
+        check_not_model(tmp_path)

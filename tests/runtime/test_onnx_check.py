@@ -141,3 +141,11 @@ def test_an_unknown_type_of_end(graph: Path) -> None:
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("tokens", onnx.TensorProto.STRING, [1, 2]))
     graph.write_bytes(model.SerializeToString())
     refused(graph, "of the unknown type 8")
+
+
+def test_as_many_operators_as_ours_and_no_more(graph: Path) -> None:
+    """ONNX Runtime takes 11 s for 30,000 of the smallest."""
+    model = onnx.load(graph, load_external_data=False)
+    model.graph.node.extend(helper.make_node("Abs", ["hidden"], [f"x{i}"]) for i in range(12_000))
+    graph.write_bytes(model.SerializeToString(deterministic=True))
+    refused(graph, "operators, expected at most 12000")

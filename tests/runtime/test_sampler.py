@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,11 +174,117 @@ def test_schemas_that_are_none(schema: str) -> None:
         '{"properties": {"a": {"uniqueItems": true}}}',
         '{"items": 3}',
         "{" + '"items": {' * 100 + "}" * 101,
+        '{"allOf": [{"type": "integer"}]}',
+        '{"allOf": [{"type": "string", "maxLength": 3}]}',
+        '{"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "integer"}}}',
+        '{"allOf": [{"$ref": "#/$defs/a"}], "properties": {"b": {"type": "null"}},'
+        ' "$defs": {"a": {"properties": {"c": {"type": "null"}}}}}',
+        '{"allOf": [{"properties": {"a": {"type": "null"}}}, {"properties": {"a": {"type": "string"}}}]}',
+        '{"type": "object", "anyOf": [{"type": "integer"}], "properties": {"a": {"type": "null"}}}',
+        '{"oneOf": [{"type": "integer"}], "anyOf": [{"type": "string"}]}',
+        '{"type": "integer", "enum": ["x"], "const": 5}',
+        '{"type": "integer", "enum": ["x"]}',
+        '{"type": "integer", "const": true}',
+        '{"const": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "null"}}}',
+        '{"enum": []}',
+        '{"enum": "abc"}',
+        '{"anyOf": []}',
+        '{"type": "char"}',
+        '{"type": []}',
+        '{"type": ["string", "null"], "maxLength": 3}',
+        '{"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}}',
+        '{"type": "string", "pattern": "^a*$", "maxLength": 3}',
+        '{"type": "array", "minItems": 3}',
+        '{"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 2}',
+        '{"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}',
+        '{"type": "object", "required": ["b"]}',
+        '{"$ref": "#/default", "default": {"type": "string", "maxLength": 100000000}}',
+        '{"$ref": "#/examples", "examples": {"type": "integer", "multipleOf": 7}}',
+        '{"anyOf": [{"$ref": "#/$defs/a/const"}], "$defs": {"a": {"const": {"type": "integer"}}}}',
+        '{"$ref": "#/$defs", "$defs": {"type": {"type": "integer"}}}',
     ],
 )
 def test_schemas_that_a_grammar_cannot_hold(schema: str) -> None:
     with pytest.raises(InputError, match="JSON schema"):
         schema_to_grammar(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"const": 5}}}, "5"),
+        ({"$ref": "#/definitions/string", "definitions": {"string": {"enum": ["zebra"]}}}, '"zebra"'),
+        ({"$ref": "#/$defs/space", "$defs": {"space": {"const": 7}}}, "7"),
+        (
+            {
+                "anyOf": [{"$ref": "#/$defs/a"}],
+                "$defs": {"a": {"const": 1}},
+                "definitions": {"a": {"const": 2}},
+            },
+            "1",
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {
+                    "place0": {"const": 1},
+                    "b": {"$ref": "#/$defs/c"},
+                    "c": {"$ref": "#/$defs/c"},
+                },
+                "required": ["place0", "b", "c"],
+                "$defs": {"c": {"enum": [3]}},
+            },
+            '{"place0":1,"b":3,"c":3}',
+        ),
+        (
+            {
+                "allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"const": None}}}],
+                "$defs": {"a": {"type": "object", "properties": {"x": {"const": 1.5}}}},
+            },
+            '{"x":1.5,"y":null}',
+        ),
+    ],
+)
+def test_a_schema_that_leaves_one_answer(schema: dict[str, object], text: str, nano_model: Model) -> None:
+    reply = nano_model.chat(
+        [{"role": "user", "content": "Hi"}], sampling=Sampling(json_schema=json.dumps(schema)), max_tokens=80
+    )
+    assert json.loads(reply.text) == json.loads(text)
+
+
+INTERRUPTED = """
+import signal, sys, threading
+from pathlib import Path
+from pocketphi.runtime.engine import Model
+from pocketphi.runtime.sampler import Sampling
+
+grammar = 'root ::= "a" root "b" | "a" root "c" | "\u2603"'
+seen = []
+
+def look(number, frame):
+    seen.append([t.ident for t in threading.enumerate() if t.name.endswith("grammar")])
+    if len(seen) > 8 and seen[-1] and all(one == seen[-1] for one in seen[-8:]):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, look)
+with Model(Path(sys.argv[1])) as model:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.25, 0.25)
+        model.chat([{"role": "user", "content": "Hi"}], sampling=Sampling(grammar=grammar), max_tokens=400)
+    except KeyboardInterrupt:
+        print("interrupted")
+    again = model.chat([{"role": "user", "content": "Hi"}], sampling=Sampling(grammar='root ::= "zebra"'))
+    print(again.text)
+"""
+
+
+def test_ctrl_c_while_a_grammar_is_at_work(nano: Path) -> None:
+    """The signal comes when one call has lasted for 2 s; nothing that call still uses may be freed."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(nano)], capture_output=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"interrupted\nzebra\n", b"")
 
 
 def test_brackets_too_deep_for_the_parser(nano_model: Model) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from pocketphi.runtime import tokenizer
 from pocketphi.runtime.errors import BundleError, InputError
 from pocketphi.runtime.prompt import Control, Piece, Text, parse_raw
 from pocketphi.runtime.tokenizer import Tokenizer
@@ -74,6 +75,35 @@ def test_texts(both: Both) -> None:
         assert ids.tolist() == both.want(text), text
         assert both.ours.decode(ids) == text
         assert both.ours.encode([Text(text)]).tolist() == ids.tolist()
+
+
+def test_encoding_in_pieces(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut at every place where it may be: the ids of the whole, of texts made to be cut badly."""
+    monkeypatch.setattr(tokenizer, "_PIECE_CHARS", 1)
+    rng, n_pieces = np.random.default_rng(8), 0
+    parts = [
+        *" \n\r\t/.'_\u3000\x1c\x85\xa0\u0301", "a", "Ab", "É", "字。", "12345", "'s", "n't", "...", "://",
+        "▁", "<0x0A>", "  ", "\n\n", " \n", "\r\n", "\n ", "\U0001f600",
+    ]  # fmt: skip
+    texts = ["".join(rng.choice(parts, 60)) for _ in range(300)]
+    for text in (*ALL_TEXTS, *texts):
+        pieces = list(both.ours.encode_pieces(text))
+        n_pieces += len(pieces)
+        assert [i for ids, _ in pieces for i in ids.tolist()] == both.ours.encode_text(text).tolist(), text
+        assert sum(n for _, n in pieces) == len(text)
+    assert n_pieces > 3 * len(texts)
+
+
+def test_a_text_that_cannot_be_cut(nano: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_PIECE_CHARS", 100)
+    monkeypatch.setattr(tokenizer, "_WORD_MAX_CHARS", 1000)
+    before = "a b" * 100  # the last space is character 298
+    assert sum(n for _, n in nano.encode_pieces(before + "x" * 998)) == 1298
+    line = "^the text has no space or line end to cut it at in 1000 characters from character 298 on$"
+    with pytest.raises(InputError, match=line):
+        list(nano.encode_pieces(before + "x" * 999))
+    with pytest.raises(InputError, match="half a surrogate pair"):
+        list(nano.encode_pieces("a b" * 100 + "\ud800"))
 
 
 def test_pieces(both: Both) -> None:

@@ -140,9 +140,7 @@ def main() -> None:
     if a.ask:
         print(asking(a.directory, json.loads(a.ask), a.cache_type))
         return
-    print(
-        "| shape | KV | n | run, MB: predicted | measured | ratio | asking: predicted | measured | ratio |"
-    )
+    print("| shape | KV | n | run, MB: predicted | measured | ratio | asking: predicted | measured | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     for kv_type in a.cache_type.split(","):
         for shape in SHAPES:
