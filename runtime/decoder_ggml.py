@@ -41,7 +41,7 @@ KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # of one 
 
 @dataclass(frozen=True, slots=True)
 class GgmlOptions:
-    """How to run: none of it changes what is computed but for `kv_type`."""
+    """How to run: only `kv_type` changes what is computed. InputError: out of range, or not in this build."""
 
     n_threads: int | None = None  # None: the physical cores this process may use
     n_gpu_layers: int = 0  # -1: all; needs a build with a GPU backend
@@ -49,6 +49,16 @@ class GgmlOptions:
     observer: MatmulObserver | None = None  # of what is fed
     # Told for how many tokens there is a cache, will be one, and how many are copied; may refuse.
     before_cache: Callable[[int, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_type not in KV_TYPES:
+            raise InputError(f"KV type is {self.kv_type!r}, expected one of {', '.join(KV_TYPES)}")
+        if self.n_threads is not None and not 1 <= self.n_threads <= 512:
+            raise InputError(f"threads is {self.n_threads}, expected 1 to 512")
+        if self.n_gpu_layers != 0 and not llama_cpp.llama_supports_gpu_offload():
+            raise InputError(
+                f"GPU layers is {self.n_gpu_layers}, but this build of llama-cpp-python has no GPU backend"
+            )
 
 
 class GgmlDecoder:
@@ -73,12 +83,10 @@ class GgmlDecoder:
             foreign: the files are not from a model directory, `spec` is what the backbone says itself.
 
         Raises:
-            InputError: an option that this build or machine cannot follow.
             BundleError: the file is no model, or not the one that `spec` describes.
         """
         self._model: Any = None
         self._context: Any = None
-        self._check(options)
         self._spec, self._options, self._foreign = spec, options, foreign
         self._files = dict(adapters)
         self._header = read_model(model_path, None if foreign else spec)
@@ -227,16 +235,6 @@ class GgmlDecoder:
             self._model = None
             self._loras.clear()
             self._worker.shutdown()
-
-    def _check(self, options: GgmlOptions) -> None:
-        if options.kv_type not in KV_TYPES:
-            raise InputError(f"KV type is {options.kv_type!r}, expected one of {', '.join(KV_TYPES)}")
-        if options.n_threads is not None and not 1 <= options.n_threads <= 512:
-            raise InputError(f"threads is {options.n_threads}, expected 1 to 512")
-        if options.n_gpu_layers != 0 and not llama_cpp.llama_supports_gpu_offload():
-            raise InputError(
-                f"GPU layers is {options.n_gpu_layers}, but this build of llama-cpp-python has no GPU backend"
-            )
 
     def _load(self, path: Path) -> Any:
         params = llama_cpp.llama_model_default_params()

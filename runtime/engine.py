@@ -105,30 +105,28 @@ class Model:
             MemoryShortError: the weights need more than this process may take.
         """
         started = time.perf_counter()
-        self.bundle = bundles.load(Path(path))
-        text = self.bundle.text
+        bundle = self.bundle = bundles.load(Path(path))
+        text = bundle.text
         if n_ctx < 0 or n_ctx > text.context_length:
             raise InputError(
                 f"context is {n_ctx} tokens, this model takes 1 to {text.context_length} (0: all)"
             )
         on_cpu, packed = n_gpu_layers == 0, ggml_plugin.load().active
         self._guard = memory_guard.Guard(
-            self.bundle, kv_type, packed=packed, on_cpu=on_cpu, n_threads=n_threads, max_crops=max_crops
+            bundle, kv_type, packed=packed, on_cpu=on_cpu, n_threads=n_threads, max_crops=max_crops
         )
-        self._guard.load()
-        verify.check(self.bundle, progress)
-        self.tokenizer = Tokenizer(self.bundle.path(self.bundle.tokenizer), text.vocab_size)
-        self._decoder = GgmlDecoder(
-            self.bundle.path(self.bundle.decoder),
-            text,
-            {
-                name: AdapterFile(self.bundle.path(a.file), a.alpha, a.rank)
-                for name, a in self.bundle.adapters.items()
-            },
-            GgmlOptions(n_threads, n_gpu_layers, kv_type, observer, self._guard.cache),
-        )
+        options = GgmlOptions(n_threads, n_gpu_layers, kv_type, observer, self._guard.cache)
         if not 1 <= max_crops <= MAX_CROPS:
             raise InputError(f"max crops is {max_crops}, expected 1 to {MAX_CROPS}")
+        self._guard.load()
+        verify.check(bundle, progress)
+        self.tokenizer = Tokenizer(bundle.path(bundle.tokenizer), text.vocab_size)
+        self._decoder = GgmlDecoder(
+            bundle.path(bundle.decoder),
+            text,
+            {name: AdapterFile(bundle.path(a.file), a.alpha, a.rank) for name, a in bundle.adapters.items()},
+            options,
+        )
         self._n_threads, self._max_crops = n_threads or default_threads(), max_crops
         self._media: MediaEncoder | None = None  # OpenCV and the audio readers load with the first medium
         self._notes: list[str] = []

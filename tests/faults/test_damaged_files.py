@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def used(
     copy = shutil.copytree(model, place / "model", copy_function=shutil.copyfile)
     assert sorted(p.name for p in copy.iterdir()) == sorted(FILES), "a new file needs a row here"
     for path in copy.iterdir():
-        os.utime(path, (1e9, 1e9))  # what changed just now is not remembered
+        os.utime(path, (1e9, 1e9))
+    time.sleep(0.2)  # what changed in the last 0.1 s is not remembered, and no call sets a file's ctime
     world = World(zygote, {**user, "XDG_CACHE_HOME": str(place / "cache")}, place)
     picture = str(EVAL / "images" / "img-012.png")
     world.done(
