@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -227,14 +226,7 @@ class Trial:
         shutil.rmtree(world.path)
 
 
-def names(*, strict: bool) -> list[Any]:
-    """All jobs; that of one is known not to be mended."""
-    reason = "LogitsWriter does not remove what killed ones left"
-    left = pytest.mark.xfail(strict=strict, reason=reason)
-    return [pytest.param(name, marks=left) if name == "logits" else name for name in JOBS]
-
-
-@pytest.mark.parametrize("name", names(strict=False))
+@pytest.mark.parametrize("name", JOBS)
 def test_at_moments_spread_over_its_life(
     name: str, zygote: Zygote, known: dict[str, str], tmp_path: Path
 ) -> None:
@@ -248,7 +240,7 @@ def test_at_moments_spread_over_its_life(
     assert hits > 0, "none of the kills came in time"
 
 
-@pytest.mark.parametrize("name", names(strict=True))
+@pytest.mark.parametrize("name", JOBS)
 def test_between_two_changes_on_the_disk(
     name: str, crashing: Zygote, known: dict[str, str], tmp_path: Path
 ) -> None:
