@@ -73,8 +73,8 @@ def _require_memory(tokenizer: Path) -> None:
     """Refuse what its native reader, which ends the process when memory runs out, would not get through."""
     from pocketphi.runtime import memory
 
-    if tokenizer.is_file():
-        needed = _TOKENIZER_MEMORY * min(tokenizer.stat().st_size, _TOKENIZER_LARGEST)
+    if tokenizer.is_file() and tokenizer.stat().st_size <= _TOKENIZER_LARGEST:
+        needed = _TOKENIZER_MEMORY * tokenizer.stat().st_size
         memory.require(f"{tokenizer}: to read it", needed, "free some, or raise the limit")
 
 

@@ -26,6 +26,7 @@ PATCH_PIXELS = 14
 CROP_PATCHES = CROP_PIXELS // PATCH_PIXELS  # a side
 CROP_ROWS = CROP_PATCHES // 2  # of features, a side: 2 × 2 patches are averaged
 MAX_CROPS = 36  # of the canvas, the global view not counted: `dynamic_hd` of the published processor
+MAX_PIXELS = 100_000_000  # of one image, before it is scaled: 300 MB decoded
 MIN_SIDE_PIXELS = 10  # of the scaled image; the reference refuses less
 SUB_SEPARATOR, GLOBAL_SEPARATOR, FIRST_FEATURE = 0, 1, 2  # in `Layout.assembly`
 

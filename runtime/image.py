@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, native
-from .hd import CROP_PIXELS, MAX_CROPS, Layout, layout
+from .hd import CROP_PIXELS, MAX_CROPS, MAX_PIXELS, Layout, layout
 from .image_header import FORMATS, Header, HeaderError, read_header
 from .parts import Float32
 from .resample import bilinear, shrink_bicubic
@@ -27,7 +27,6 @@ with native("OpenCV"):
 
 UInt8 = npt.NDArray[np.uint8]
 
-MAX_PIXELS = 100_000_000  # of one image, before it is scaled: 300 MB decoded
 MAX_FILE_BYTES = 512 << 20
 _WHITE = 255  # of the padding
 

@@ -17,7 +17,7 @@ import numpy as np
 from . import memory, ram_model
 from .bundle import Bundle
 from .errors import InputError
-from .hd import MAX_CROPS, layout
+from .hd import MAX_CROPS, MAX_PIXELS, layout
 from .image_header import HeaderError, read_header
 from .parts import Media, Mode
 from .ram_model import BATCH, CELLS, TOKENIZER, Estimate, Use
@@ -256,7 +256,9 @@ def _pixels(media: Media) -> tuple[int, int] | None:
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
             ):
                 header = read_header(cast(bytes, data))
-    return None if header is None else (header.width, header.height)
+    if header is None or header.width * header.height > MAX_PIXELS:
+        return None
+    return header.width, header.height
 
 
 def _seconds(media: Media) -> float:

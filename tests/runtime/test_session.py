@@ -237,11 +237,11 @@ def test_an_interrupt_while_the_cache_grows_costs_a_read_and_no_truth(
     session, _ = fresh(decoder)
     session.read([ids(250)], adapter=None)
 
-    def interrupted(state: bytes, length: int) -> None:
+    def interrupted(state: object, length: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "load_state", interrupted)
+        patch.setattr(decoder, "_restore", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.read([ids(250), ids(300, seed=2)], adapter=None)
     logits, kept = session.read([ids(250), ids(300, seed=2)], adapter=None)
