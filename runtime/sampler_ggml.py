@@ -24,6 +24,9 @@ from .stderr_capture import captured_stderr
 _PENALTY_WINDOW = 64  # tokens, llama.cpp's default
 _PATIENCE = 150  # times _LOOK_S: no grammar that is meant well takes 15 s for a token
 _LOOK_S = 0.1
+_PARTING_S = (
+    1.0  # a grammar that is at work when all is given up gets so long to finish: most take microseconds
+)
 _IDLE = "pocketphi-decoder-grammar"  # as the decoder's thread: it works only while its caller waits
 # llama_token_data: the id, its logit, its probability.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -94,8 +97,11 @@ class GgmlSampler:
         return token
 
     def close(self) -> None:
-        """Free the chain and the grammar, but not a grammar at work: it would come upon freed memory."""
-        if not self._done.is_set():
+        """Free the chain and the grammar, but not a grammar at work: it would come upon freed memory.
+
+        It reads the model's vocabulary too, so it is waited for a little: the model goes next.
+        """
+        if not self._done.wait(_PARTING_S):
             self._grammar = None
         for name in ("_chain", "_grammar"):
             sampler = getattr(self, name, None)
@@ -135,17 +141,17 @@ class GgmlSampler:
 
         The wait is for times that this thread has slept, so that a stopped program's does not run out.
         """
-        self._done = _started(call)
-        if not _ended(self._done):
+        self._done = done = threading.Event()  # known before the thread is: a signal may come between
+        _start(call, done)
+        if not _ended(done):
             raise InputError("grammar: has too many readings: a token takes longer than 15 s")
 
 
-def _started(call: Callable[[], None]) -> threading.Event:
-    """Have it called in a thread; the event is that it is done.
+def _start(call: Callable[[], None], done: threading.Event) -> None:
+    """Have it called in a thread, and the event set when it is done.
 
     A thread's own `is_alive` does not do: Python 3.11 takes one for dead whose `join` a signal broke off.
     """
-    done = threading.Event()
 
     def work() -> None:
         try:
@@ -154,7 +160,6 @@ def _started(call: Callable[[], None]) -> threading.Event:
             done.set()
 
     threading.Thread(target=work, name=_IDLE, daemon=True).start()  # a daemon: the program ends without it
-    return done
 
 
 def _ended(done: threading.Event) -> bool:
@@ -176,10 +181,14 @@ def _grammar_sampler(sampling: Sampling, vocab: Any) -> Any:
     gbnf.check(grammar)
     text = grammar.encode("utf-8")
     made: list[Any] = []
-    with captured_stderr() as said:  # the parser's complaints go there
-        ended = _ended(
-            _started(lambda: made.append(llama_cpp.llama_sampler_init_grammar(vocab, text, b"root")))
-        )
+    done = threading.Event()
+    try:
+        with captured_stderr() as said:  # the parser's complaints go there
+            _start(lambda: made.append(llama_cpp.llama_sampler_init_grammar(vocab, text, b"root")), done)
+            ended = _ended(done)
+    except BaseException:
+        done.wait(_PARTING_S)
+        raise
     if not ended:
         raise InputError("grammar: has too many readings: to begin takes longer than 15 s")
     sampler = made[0]
