@@ -35,6 +35,7 @@ def as_flag(flag: str, name: str) -> Iterator[None]:
 
 def task_of(translate: str | None, both: bool, words: str | None, instruction: str | None) -> Task:
     """What to make of speech."""
+    from pocketphi.runtime.files import is_unicode
     from pocketphi.runtime.speech_task import Task
 
     texts = {"--translate": translate, "--prompt": words, "--instruction": instruction}
@@ -43,6 +44,6 @@ def task_of(translate: str | None, both: bool, words: str | None, instruction: s
             continue
         if not text.strip():
             raise InputError(f"{flag} is empty")
-        if any("\ud800" <= c <= "\udfff" for c in text):  # how Python holds bytes that are no text
+        if not is_unicode(text):  # Python holds bytes that are no text as halves of surrogate pairs
             raise InputError(f"{flag} is not Unicode text")
     return Task(translate, both, words, instruction)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from ..runtime.errors import InputError, OutputError
 from ..runtime.files import check_file, is_unicode, read_text, reason_of, write_text
 from ..runtime.growing_file import GrowingFile, check_free, not_written
+from ..runtime.journal_lines import check_same_job, json_object
 from ..runtime.parts import Reply, Timings
 from ..runtime.tools import render_calls
 
@@ -180,10 +181,10 @@ def finished(folder: Path, job: Mapping[str, Any], ids: Sequence[str]) -> dict[s
     report, rows = folder / "eval.json", folder / "items.jsonl"
     if os.path.lexists(folder / "items.jsonl.part") or not os.path.lexists(report):
         return None
-    found = _object(read_text(report, max_bytes=_REPORT_MAX_BYTES).encode("utf-8"), str(report))
+    found = json_object(read_text(report, max_bytes=_REPORT_MAX_BYTES).encode("utf-8"), str(report))
     if not isinstance(found.get("job"), dict):
         raise InputError(f"{report}: is no report of an evaluation")
-    _check_job(found["job"], job, report)
+    check_same_job(found["job"], job, report)
     check_file(rows)
     try:
         with rows.open("rb") as file:
@@ -221,38 +222,14 @@ def _answers(
             return done, size
         size += len(line)
         if number == 1 and head is not None:
-            _check_job(_object(line, where), head, path)
+            check_same_job(json_object(line, where), head, path)
             continue
-        one = _answered(_object(line, where), where)
+        one = _answered(json_object(line, where), where)
         if one.id not in known or one.id in done:
             again = "a second time" if one.id in done else "and no such item in the data"
             raise InputError(f"{where}: has the id {one.id[:40]!r} {again}")
         done[one.id] = one
     raise InputError(f"{path}: has more lines than there are items")
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # ValueError: not UTF-8, not JSON, a number of thousands of digits
-        raise InputError(f"{where}: is not JSON, expected an object") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: is a JSON {type(found).__name__}, expected an object")
-    return found
-
-
-def _check_job(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
-    """Whether a file is of this job; names the first thing that differs."""
-    plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the file
-    for key in [*plain, *(k for k in found if k not in plain)]:
-        if key not in found or key not in plain or found[key] != plain[key]:
-            was, now = (_brief(of[key]) if key in of else "not given" for of in (found, plain))
-            raise InputError(f"{where}: is of another job: {key[:40]!r} is {was}, expected {now}")
-
-
-def _brief(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _answered(found: Mapping[str, Any], where: str) -> Answered:

@@ -8,6 +8,7 @@ that its score is made of, so that the scores of resampled items are a few divis
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -203,14 +204,15 @@ class _Chrf:
         return f"sacrebleu {self._metric.get_signature()}"
 
 
-class _Share:
+class _Share(ABC):
     """How many items are right, of all."""
 
     unit: Unit = "fraction"
     best: Literal["low", "high"] = "high"
 
+    @abstractmethod
     def is_right(self, hypothesis: str, reference: str) -> bool:
-        raise NotImplementedError
+        """Whether one answer is."""
 
     def check(self, reference: str) -> str | None:
         return None

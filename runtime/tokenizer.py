@@ -178,13 +178,7 @@ class Tokenizer:
         return None if joins else _SENTENCEPIECE_CUT
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as exc:
-            code = ord(text[exc.start])
-            raise InputError(
-                f"the text has U+{code:04X} at character {exc.start}: half a surrogate pair, which is no text"
-            ) from None
+        check_unicode("the text", text)
         ids: list[int] = self._text_encoder.encode(text, add_special_tokens=False).ids
         return ids
 

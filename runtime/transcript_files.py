@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, OutputError
-from .files import check_file, read_text, reason_of, write_text
+from .files import check_file, is_unicode, read_text, reason_of, write_text
 from .growing_file import GrowingFile, check_free, not_written
+from .journal_lines import check_same_job, json_object
 from .transcript import TRANSCRIPT_FORMATS, Segment, TranscriptFormat, TranscriptWriter, write
 
 JOURNAL_FORMAT = "pocketphi transcript journal"
@@ -188,7 +189,7 @@ def _recorded(folder: Path, stem: str, job: Mapping[str, Any]) -> set[str]:
         return set()
     found = _object(read_text(path, max_bytes=_LINE_MAX_BYTES).encode("utf-8"), str(path))
     formats = found.pop("formats", None)
-    _check_head(found, {"format": RECORD_FORMAT, "version": JOURNAL_VERSION, **job}, path)
+    check_same_job(found, {"format": RECORD_FORMAT, "version": JOURNAL_VERSION, **job}, path)
     return {one for one in formats if isinstance(one, str)} if isinstance(formats, list) else set()
 
 
@@ -218,7 +219,7 @@ def _read_journal(path: Path, head: Mapping[str, Any]) -> tuple[list[Segment], i
     if size == 0:
         return None
     first, *rest = raw[: size - 1].split(b"\n")
-    _check_head(_object(first, f"{path}: line 1"), head, path)
+    check_same_job(_object(first, f"{path}: line 1"), head, path)
     segments: list[Segment] = []
     end = 0.0
     for i, line in enumerate(rest, 2):
@@ -232,27 +233,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     """One line of a journal."""
     if len(line) > _LINE_MAX_BYTES:
         raise InputError(f"{where}: is over {_LINE_MAX_BYTES} bytes long")
-    try:
-        found = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # ValueError: not UTF-8, not JSON, a number of thousands of digits
-        raise InputError(f"{where}: is not JSON, expected one object a line") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: is a JSON {type(found).__name__}, expected an object")
-    return found
-
-
-def _check_head(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    """Whether a journal is of this job; names the first thing that differs."""
-    plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the file
-    for key in [*plain, *(k for k in found if k not in plain)]:
-        if key not in found or key not in plain or found[key] != plain[key]:
-            was, now = (_brief(of[key]) if key in of else "not given" for of in (found, plain))
-            raise InputError(f"{path}: is of another job: {key[:40]!r} is {was}, expected {now}")
-
-
-def _brief(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 200 else text[:200] + "…"
+    return json_object(line, where)
 
 
 def _segment(found: Mapping[str, Any], earliest: float, where: str) -> Segment:
@@ -268,14 +249,9 @@ def _segment(found: Mapping[str, Any], earliest: float, where: str) -> Segment:
         times.append(float(value))
         earliest = value
     texts = (found["text"], "" if found["translation"] is None else found["translation"])
-    if not all(isinstance(text, str) and _is_unicode(text) for text in texts):
+    if not all(isinstance(text, str) and is_unicode(text) for text in texts):
         raise InputError(f"{where}: text and translation are not both text")
     return Segment(times[0], times[1], found["text"], found["translation"])
-
-
-def _is_unicode(text: str) -> bool:
-    """Half a surrogate pair is JSON, and no text."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def source_of(path: Path) -> dict[str, Any]:

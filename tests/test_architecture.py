@@ -20,6 +20,7 @@ LAYERS = (
         "gguf_check",
         "ggml_observer",
         "growing_file",
+        "journal_lines",
         "bundle",
         "router",
         "sampler",
@@ -110,7 +111,14 @@ ONLY = {  # package -> the runtime modules that may import it
     "safetensors": set(),
 }
 FROM_RUNTIME = {"bundle", "cache", "errors", "gguf_header", "spec"}  # all that convert may use of runtime
-WRITERS = {"write_gguf", "write_gguf_lora"}  # outputs are independent of one another
+WRITERS = {  # outputs are independent of one another
+    "write_gguf",
+    "write_gguf_lora",
+    "write_onnx_adapter",
+    "write_onnx_decoder",
+    "write_onnx_speech",
+    "write_onnx_vision",
+}
 
 
 def modules(folder: str) -> list[Path]:
