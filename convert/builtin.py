@@ -11,6 +11,7 @@ from ..runtime.bundle import load
 from ..runtime.cache import CACHE_VARIABLE, cache_directory
 from ..runtime.errors import BundleError, OutputError
 from .options import Options
+from .output import one_at_a_time
 from .progress import Progress
 
 RECIPE = "Q8_0"  # 6 MB in all: size is no matter here, and Q8_0 answers as the original does
@@ -25,7 +26,7 @@ def builtin_bundle(cache: Path | None = None, progress: Progress | None = None) 
     """The built-in model's directory, made on the first call.
 
     Its name holds what it was made from (checkpoint, converter version, recipe), so another version
-    makes its own. Two processes may make it at once: one is put in place and serves both.
+    makes its own. Of several processes that find none, one makes it and the others wait.
 
     Args:
         cache: where to keep it; None is `cache_directory()`.
@@ -48,12 +49,15 @@ def builtin_bundle(cache: Path | None = None, progress: Progress | None = None) 
     options = Options(
         recipe=RECIPE, name="phi4-nano", source_name="phi4-nano", licence="Apache-2.0", overwrite=True
     )
-    try:
-        convert(source, out, options, progress)
-    except OutputError as exc:
-        if _is_whole(out):  # another process was faster
+    # Whoever finds no whole model looks again once it has the lock: a whole one is never replaced,
+    # so nobody reads a directory that is being put in place.
+    with one_at_a_time(out.parent):
+        if _is_whole(out):
             return out
-        raise OutputError(f"{exc} (set {CACHE_VARIABLE} to a directory that can be written)") from None
+        try:
+            convert(source, out, options, progress)
+        except OutputError as exc:
+            raise OutputError(f"{exc} (set {CACHE_VARIABLE} to a directory that can be written)") from None
     return out
 
 

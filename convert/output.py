@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -117,6 +118,28 @@ def write_file(directory: Path, name: str, data: bytes) -> BundleFile:
     with HashedFile(directory, name) as file:
         file.write(data)
         return file.finish()
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, patience: float = 30.0) -> Iterator[None]:
+    """Hold the lock on a folder, made if need be; what cannot be made or locked is left to the writer to refuse.
+
+    Args:
+        patience: seconds to wait for another process. One that is stopped must not hang the others,
+            so after that the block runs all the same; outputs still appear whole.
+    """
+    handle = None
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        end = time.monotonic() + patience
+        while handle is not None and _lock(handle) is False and time.monotonic() < end:
+            time.sleep(0.02)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextlib.contextmanager
