@@ -52,7 +52,7 @@ def bench(
     path = model or builtin()
     if not path.is_file():
         bundle = bundles.load(path)
-        path = bundle.path(bundle.decoder)
+        path = bundle.gguf
     plan = SpeedPlan(
         str(path), None if lora is None else str(lora), n_prompt or 512, n or 64, depth or 0, ctx_size or 0,
         default_threads() if threads is None else threads, gpu_layers, cache_type,

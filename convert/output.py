@@ -122,7 +122,7 @@ def write_file(directory: Path, name: str, data: bytes) -> BundleFile:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, patience: float = 30.0) -> Iterator[None]:
-    """Hold the lock on a folder, made if need be; what cannot be made or locked is left to the writer to refuse.
+    """Hold the lock on a folder, made if need be. What cannot be made or locked is the writer's to refuse.
 
     Args:
         patience: seconds to wait for another process. One that is stopped must not hang the others,

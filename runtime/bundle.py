@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from .errors import BundleError, InputError, one_line
-from .spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat, Family, RopeSpec, TextSpec
+from .json_fields import Fields
+from .spec import ADAPTER_NAMES, CHAT_FORMATS, Backbone, ChatFormat, Family, RopeSpec, TextSpec
 from .spec import MANIFEST as MANIFEST
 
 FORMAT = "pocketphi-bundle"
@@ -30,7 +31,6 @@ ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _MAX_VOCAB_SIZE = 1 << 24  # tokens; a real one has 200,064. Tables of that length are made from it
 _MAX_CONTEXT = (1 << 31) - 1  # tokens: llama.cpp counts positions in 32 bits
-_MISSING = f"listed in {MANIFEST} but missing"
 _SEAL = "sha256"  # of the manifest itself; one written by hand has none
 _MANIFEST_MAX_BYTES = 4 << 20  # a real one is under 16 KiB; more is not ours
 
@@ -48,10 +48,22 @@ class BundleFile:
 class AdapterInfo:
     """One LoRA: W x + (alpha / rank) · B (A x) on every linear of every layer."""
 
-    file: str
+    file: str | None  # the GGUF; None where the backbone is ONNX alone
     rank: int
     alpha: float
-    quant: str  # ggml type of A and B
+    quant: str  # ggml type of A and B, or of ONNX alone its kind
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxInfo:
+    """The backbone as ONNX graphs with one data file; `convert/write_onnx_decoder.py` says what they take."""
+
+    model: str  # token ids in, for onnxruntime-genai
+    decoder: str  # embeddings in, for `decoder_onnx`
+    embedding: str  # token ids to embeddings
+    quant: Mapping[str, str]  # "linear", "qkv", "down", "head" -> fp32, fp16, int8 or int4
+    lora_quant: str  # fp32, fp16 or int8
+    adapters: Mapping[str, str]  # adapter name -> ONNX Runtime's adapter file
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,7 @@ class Bundle:
     tool_result_token: str  # opens a tool's result in a prompt: "<|tool|>" or "<|tool_response|>"
     text: TextSpec
     stop_ids: tuple[int, ...]
-    decoder: str  # the backbone GGUF
+    decoder: str | None  # the backbone GGUF; None where it is ONNX alone
     recipe: str  # "Q4_K_M", …
     quant: Mapping[str, str]  # tensor group -> ggml types in it, "Q4_K" or "Q4_K+Q6_K"
     merged: str | None  # the adapter merged into the backbone, if any
@@ -93,6 +105,26 @@ class Bundle:
     licence: str
     files: tuple[BundleFile, ...]
     encoders: Mapping[str, EncoderInfo] = field(default_factory=dict)  # "vision", "speech"
+    onnx: OnnxInfo | None = None
+    vocabulary: str | None = None  # a GGUF without weights, for grammars where there is no other
+
+    @property
+    def backbones(self) -> tuple[Backbone, ...]:
+        """The engines' backbones that are here, the better one first."""
+        gguf: tuple[Backbone, ...] = () if self.decoder is None else ("gguf",)
+        onnx: tuple[Backbone, ...] = () if self.onnx is None else ("onnx",)
+        return gguf + onnx
+
+    @property
+    def gguf(self) -> Path:
+        """The backbone GGUF.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.decoder is None:
+            raise InputError(f"{self.root}: has no GGUF backbone: convert it with --backbone gguf or both")
+        return self.path(self.decoder)
 
     def path(self, name: str) -> Path:
         """The absolute path of a listed file."""
@@ -184,25 +216,31 @@ def load(directory: Path) -> Bundle:
     if not is_regular:
         raise BundleError(f"{manifest}: is not a regular file")
     raw, text = _read_manifest(manifest)
-    bundle = _parse(_Fields(raw, str(manifest)), directory)
+    bundle = _parse(Fields(raw, str(manifest)), directory)
     listed = {f.path for f in bundle.files}
     if len(listed) < len(bundle.files):
         raise BundleError(f"{manifest}: its list of files names one of them twice")
     graphs = [file for encoder in bundle.encoders.values() for file in encoder.graphs.values()]
+    if (onnx := bundle.onnx) is not None:
+        graphs += [onnx.model, onnx.decoder, onnx.embedding, *onnx.adapters.values()]
     weights = [f"{graph}.data" for graph in graphs if (directory / f"{graph}.data").exists()]
     adapters = [adapter.file for adapter in bundle.adapters.values()]
-    for name in [bundle.decoder, bundle.tokenizer, *adapters, *graphs, *weights]:
-        if name not in listed:
+    for name in [bundle.decoder, bundle.tokenizer, bundle.vocabulary, *adapters, *graphs, *weights]:
+        if name is not None and name not in listed:
             raise BundleError(f"{manifest}: {name!r} is used but not in its list of files")
     root = directory.resolve()
     for entry in bundle.files:
         path = directory / entry.path
-        if not path.is_file():
-            raise BundleError(f"{path}: {'is not a regular file' if path.exists() else _MISSING}")
+        try:
+            state = path.stat()
+        except OSError:
+            raise BundleError(f"{path}: listed in {MANIFEST} but missing") from None
+        if not stat.S_ISREG(state.st_mode):
+            raise BundleError(f"{path}: is not a regular file")
         if not path.resolve().is_relative_to(root):
             raise BundleError(f"{path}: points outside the model directory")
-        if path.stat().st_size != entry.size:
-            raise BundleError(f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {entry.size}")
+        if state.st_size != entry.size:
+            raise BundleError(f"{path}: has {state.st_size} bytes, {MANIFEST} says {entry.size}")
     if raw.pop(_SEAL, None) is not None and text != _sealed(raw):
         raise BundleError(
             f"{manifest}: is damaged: its own SHA-256 is another (to edit it, remove {_SEAL!r})"
@@ -227,94 +265,14 @@ def _read_manifest(manifest: Path) -> tuple[dict[str, Any], str]:
     return raw, text
 
 
-class _Fields:
-    """Typed access to a JSON object; a wrong type is a BundleError that names the field."""
-
-    def __init__(self, raw: object, where: str) -> None:
-        if not isinstance(raw, dict):
-            raise BundleError(f"{where}: expected an object")
-        self._raw: dict[str, Any] = raw
-        self.where = where
-
-    def _get(self, key: str, kind: type | tuple[type, ...], want: str) -> Any:
-        value = self._raw.get(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise BundleError(f"{self.where}: field {key!r} is {str(value)[:60]!r}, expected {want}")
-        return value
-
-    def text(self, key: str) -> str:
-        value = cast(str, self._get(key, str, "a string"))
-        if not value.isprintable():
-            raise BundleError(f"{self.where}: field {key!r} holds control characters")
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        return None if self._raw.get(key) is None else self.text(key)
-
-    def count(self, key: str) -> int:
-        value = cast(int, self._get(key, int, "a whole number"))
-        if not 0 <= value < 1 << 53:
-            raise BundleError(f"{self.where}: field {key!r} is {value}, expected a number from 0")
-        return value
-
-    def number(self, key: str) -> float:
-        """A finite number above 0: every one in a manifest is."""
-        value = self._get(key, (int, float), "a number")
-        try:
-            found = float(value)
-        except OverflowError:
-            found = math.inf
-        if not 0 < found < math.inf:
-            raise BundleError(f"{self.where}: field {key!r} is {str(value)[:60]}, expected a number above 0")
-        return found
-
-    def flag(self, key: str) -> bool:
-        return cast(bool, self._get(key, bool, "true or false"))
-
-    def array(self, key: str) -> list[Any]:
-        return cast("list[Any]", self._get(key, list, "a list"))
-
-    def numbers_or_none(self, key: str) -> tuple[float, ...] | None:
-        if self._raw.get(key) is None:
-            return None
-        values = self.array(key)
-        if not all(isinstance(v, (int, float)) and 0 < v < 1e30 for v in values):
-            raise BundleError(f"{self.where}: field {key!r} holds something that is not a number above 0")
-        return tuple(float(v) for v in values)
-
-    def fields(self, key: str) -> _Fields:
-        return _Fields(self._raw.get(key), f"{self.where}: {key}")
-
-    def items(self) -> list[tuple[str, Any]]:
-        return list(self._raw.items())
-
-    def one_of(self, key: str, allowed: tuple[str, ...]) -> str:
-        value = self.text(key)
-        if value not in allowed:
-            raise BundleError(
-                f"{self.where}: field {key!r} is {value!r}, expected one of {', '.join(allowed)}"
-            )
-        return value
-
-    def file(self, key: str) -> str:
-        value = self.text(key)
-        pure = PurePosixPath(value)
-        strange = any(c in value for c in "\\:") or not value or len(value) > 255
-        if strange or pure.is_absolute() or ".." in pure.parts:
-            raise BundleError(
-                f"{self.where}: field {key!r} is {value[:60]!r}, expected a path inside the directory"
-            )
-        return value
-
-
-def _parse(top: _Fields, root: Path) -> Bundle:
+def _parse(top: Fields, root: Path) -> Bundle:
     adapters: dict[str, AdapterInfo] = {}
     for name, raw in top.fields("adapters").items():
         if name not in ADAPTER_NAMES:
             raise BundleError(f"{top.where}: adapter {name!r} is not one of {', '.join(ADAPTER_NAMES)}")
-        one = _Fields(raw, f"{top.where}: adapter {name}")
+        one = Fields(raw, f"{top.where}: adapter {name}")
         adapters[name] = AdapterInfo(
-            one.file("file"), one.count("rank"), one.number("alpha"), one.text("quant")
+            one.file_or_none("file"), one.count("rank"), one.number("alpha"), one.text("quant")
         )
         if adapters[name].rank == 0:
             raise BundleError(f"{one.where}: field 'rank' is 0, expected a number above 0")
@@ -322,7 +280,7 @@ def _parse(top: _Fields, root: Path) -> Bundle:
     for name, raw in top.fields("encoders").items():
         if name not in ADAPTER_NAMES:
             raise BundleError(f"{top.where}: encoder {name!r} is not one of {', '.join(ADAPTER_NAMES)}")
-        one = _Fields(raw, f"{top.where}: encoder {name}")
+        one = Fields(raw, f"{top.where}: encoder {name}")
         graphs = one.fields("graphs")
         encoders[name] = EncoderInfo({g: graphs.file(g) for g in ENCODER_GRAPHS[name]}, one.text("quant"))
     text = _parse_text(top.fields("text"))
@@ -335,7 +293,7 @@ def _parse(top: _Fields, root: Path) -> Bundle:
     source = top.fields("source")
     files = []
     for raw in top.array("files"):
-        one = _Fields(raw, f"{top.where}: files")
+        one = Fields(raw, f"{top.where}: files")
         files.append(BundleFile(one.file("path"), one.count("size"), one.text("sha256")))
     return Bundle(
         root=root,
@@ -345,7 +303,7 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         tool_result_token=top.text("tool_result_token"),
         text=text,
         stop_ids=stop_ids,
-        decoder=top.file("decoder"),
+        decoder=top.file_or_none("decoder"),
         recipe=top.text("recipe"),
         quant={k: str(v) for k, v in top.fields("quant").items()},
         merged=merged,
@@ -356,10 +314,36 @@ def _parse(top: _Fields, root: Path) -> Bundle:
         licence=top.text("licence"),
         files=tuple(files),
         encoders=encoders,
+        onnx=_parse_onnx(top, adapters),
+        vocabulary=top.file_or_none("vocabulary"),
     )
 
 
-def _parse_text(t: _Fields) -> TextSpec:
+def _parse_onnx(top: Fields, adapters: Mapping[str, AdapterInfo]) -> OnnxInfo | None:
+    """The ONNX backbone, which has every adapter. One backbone at least is there, with all its adapters."""
+    onnx = None
+    if top.has("onnx"):
+        o = top.fields("onnx")
+        files = o.fields("adapters")
+        if files.keys() != adapters.keys():
+            raise BundleError(f"{o.where}: its adapters are not those of the model")
+        onnx = OnnxInfo(
+            model=o.file("model"),
+            decoder=o.file("decoder"),
+            embedding=o.file("embedding"),
+            quant={k: str(v) for k, v in o.fields("quant").items()},
+            lora_quant=o.text("lora_quant"),
+            adapters={name: files.file(name) for name in adapters},
+        )
+    gguf = top.has("decoder")
+    if not gguf and onnx is None:
+        raise BundleError(f"{top.where}: names no backbone, expected 'decoder', 'onnx' or both")
+    if any((a.file is not None) != gguf for a in adapters.values()):
+        raise BundleError(f"{top.where}: has a GGUF of the backbone or of an adapter without the other")
+    return onnx
+
+
+def _parse_text(t: Fields) -> TextSpec:
     r = t.fields("rope")
     rope = RopeSpec(
         dims=r.count("dims"),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Low to high. A runtime module imports only from rows above its own, never from its own row.
 LAYERS = (
     {"errors", "parts", "spec", "stderr_capture", "threads", "ggml_log", "clock", "live_events"},
-    {"files", "hd", "cache", "gguf_header", "memory", "onnx_check"},
+    {"files", "hd", "cache", "gguf_header", "json_fields", "memory", "onnx_check"},
     {
         "kernels",
         "ggml_plugin",
@@ -48,6 +48,7 @@ LAYERS = (
         "onnx_session",
         "verify",
         "ram_model",
+        "onnx_kernels",
     },
     {
         "prompt",
@@ -57,6 +58,7 @@ LAYERS = (
         "session",
         "memory_guard",
         "decoder_ggml",
+        "decoder_onnx",
         "sampler_ggml",
         "report",
         "sources",
@@ -74,7 +76,7 @@ LAYERS = (
         "live_view",
     },
     {"stream", "embeddings", "media", "bench_peer"},
-    {"answer", "bench_gguf"},
+    {"answer", "bench_gguf", "backbone"},
     {"engine"},
     {"repl", "reader", "bench"},
     {"transcribe", "live_summary"},
