@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pocketphi.convert import output
-from pocketphi.convert.output import HashedFile, new_directory, write_file
+from pocketphi.convert.output import HashedFile, new_directory, one_at_a_time, write_file
 from pocketphi.runtime.bundle import MANIFEST
 from pocketphi.runtime.errors import OutputError
 
@@ -207,3 +207,37 @@ def test_a_name_too_long(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be looked into") as caught:
         output.check_free(tmp_path / ("x" * 300), overwrite=False)
     assert "\n" not in str(caught.value)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pocketphi.convert.output import one_at_a_time
+with one_at_a_time(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+    (Path(sys.argv[1]) / "done").touch()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks there")
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """The second waits for the first; for one that does not end it does not wait for ever."""
+    folder = tmp_path / "new" / "folder"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdin is not None and first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with one_at_a_time(folder, patience=0.1):
+            assert not (folder / "done").exists()
+        first.stdin.write(b"\n")
+        first.stdin.flush()
+        with one_at_a_time(folder):
+            assert (folder / "done").exists()
+
+
+def test_what_cannot_be_locked_is_no_reason_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with one_at_a_time(tmp_path / "file" / "folder"):
+        pass
