@@ -13,7 +13,7 @@ import typer
 
 from pocketphi.runtime.errors import InputError
 
-from .options import Json, KvType, MaxCrops, Threads
+from .options import Engine, Json, KvType, MaxCrops, Threads
 from .values import builtin, log_to_stderr, to_json
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from pocketphi.runtime.machine import Machine
     from pocketphi.runtime.parts import Mode
     from pocketphi.runtime.ram_model import Estimate, Sizes, Use
+    from pocketphi.runtime.spec import Backbone
 
 _IMAGE = re.compile(r"([0-9]{1,6})[x×]([0-9]{1,6})", re.ASCII)
 _MIB = 1 << 20
 _MAX_SECONDS = 4 * 3600  # as in runtime/audio.py
 _MAX_PIXELS = 100_000_000  # as in runtime/image.py
-_BETTER_LAST = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")  # F32 holds nothing that F16 does not
+# F32 holds nothing that F16 does not.
+_BETTER_LAST = ("Q4_0", "Q4_K_M", "int4", "Q5_K_M", "Q6_K", "int8", "Q8_0", "fp16", "F16")
 
 
 def plan(
@@ -35,6 +37,7 @@ def plan(
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx", "--ctx-size", min=1, help="Tokens of a conversation [default: 4096].")] = None,
     image: Annotated[str, typer.Option("--image", help="A picture's pixels, WxH.")] = "1344x896",
     audio: Annotated[float, typer.Option("--audio", help="A clip's seconds.")] = 30.0,
+    backbone: Annotated[Engine | None, typer.Option("--backbone", help="Which one is meant [default: gguf, where there is one].")] = None,
     cache_type: KvType = "f16", max_crops: MaxCrops = 36, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """What fits in memory. A checkpoint: every recipe, and the command for the best that fits. A model directory: each
@@ -44,7 +47,6 @@ def plan(
     """
     from pocketphi.runtime import bundle as bundles
     from pocketphi.runtime import memory, ram_model
-    from pocketphi.runtime.ggml_plugin import load
     from pocketphi.runtime.report import human_bytes
 
     log_to_stderr(verbose=False)
@@ -54,19 +56,20 @@ def plan(
     )
     use = ram_model.Use(
         kv_type=_kv_type(cache_type), image=_pixels(image, max_crops), seconds=_seconds(audio),
-        max_crops=max_crops, grown=True, packed=load().active,
+        max_crops=max_crops, grown=True,
     )  # fmt: skip
+    engine: Backbone | None = None if backbone is None else backbone.value
     path = source or builtin()
     if (path / bundles.MANIFEST).exists() or not path.is_dir():
         bundle = bundles.load(path)
-        sizes = ram_model.sizes_of(bundle)
-        use = replace(use, n_ctx=_context(ctx_size, sizes))
+        sizes = ram_model.sizes_of(bundle, engine)
+        use = _of_engine(use, sizes, ctx_size)
         found = _model(bundle.name, sizes, use, n_bytes)
     else:
         from pocketphi.convert.survey import survey
 
-        asked = survey(path)
-        use = replace(use, n_ctx=_context(ctx_size, _sizes(asked, asked.candidates[0])))
+        asked = survey(path, engine or "gguf")
+        use = _of_engine(use, _sizes(asked, asked.candidates[0]), ctx_size)
         found, sizes = _checkpoint(path, asked, use, n_bytes)
     found["speed"] = _speed(sizes, use, threads)
     if as_json:
@@ -77,6 +80,14 @@ def plan(
     typer.echo(f"{found['name']}: {where}; {what}")
     for line in (*_table(found), *_speed_lines(found["speed"])):
         typer.echo(line)
+
+
+def _of_engine(use: Use, sizes: Sizes, ctx_size: int | None) -> Use:
+    """With what follows from which engine runs the model."""
+    from pocketphi.runtime import ggml_plugin, onnx_kernels
+
+    packed = (ggml_plugin if sizes.engine == "gguf" else onnx_kernels).load().active
+    return replace(use, n_ctx=_context(ctx_size, sizes), kv_type=sizes.kv_type or use.kv_type, packed=packed)
 
 
 def _kv_type(name: str) -> str:
@@ -125,6 +136,7 @@ def _sizes(asked: Survey, candidate: Candidate) -> Sizes:
         adapters={n: FileSize(b, candidate.lora_quant) for n, b in candidate.adapter_bytes.items()},
         encoders={n: FileSize(b, candidate.encoders) for n, b in candidate.encoder_bytes.items()},
         tokenizer=asked.tokenizer,
+        engine=candidate.engine,
     )
 
 
@@ -167,11 +179,12 @@ def _command(path: Path, name: str, candidate: Candidate) -> str:
         str(path),
         "-o",
         f"{name}-{candidate.recipe}",
-        "--quant",
-        candidate.recipe,
     ]
+    onnx = candidate.engine == "onnx"
+    words += ["--backbone", "onnx", "--onnx-quant"] if onnx else ["--quant"]
+    words.append(candidate.recipe)
     if candidate.adapter_bytes:
-        words += ["--lora-quant", candidate.lora_quant]
+        words += ["--onnx-lora" if onnx else "--lora-quant", candidate.lora_quant]
     if candidate.encoder_bytes:
         words += ["--encoders", candidate.encoders]
     return shlex.join(words)

@@ -15,7 +15,19 @@ from pocketphi.runtime.errors import InputError
 
 from .checks import a_path
 from .judge_items import Begin, Work, measure_items
-from .options import Adapter, CtxSize, GpuLayers, Json, KvType, ModelDir, Threads, Verbose
+from .options import (
+    Adapter,
+    AnyKvType,
+    BackboneOption,
+    CtxSize,
+    GpuLayers,
+    Json,
+    ModelDir,
+    Provider,
+    ProviderOption,
+    Threads,
+    Verbose,
+)
 from .values import log_to_stderr, open_model, options_of, to_json
 
 if TYPE_CHECKING:
@@ -72,7 +84,7 @@ def evaluate(
     n: Annotated[int | None, typer.Option("-n", "--predict", min=-1, help="Most tokens to write; -1: until it stops. [default: 256]")] = None,
     ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0,
     max_crops: Annotated[int | None, typer.Option("--max-crops", help="448-pixel squares of one picture, 1 to 36; fewer are faster. [default: 36]")] = None,
-    cache_type: KvType = "f16", as_json: Json = False, verbose: Verbose = False,
+    cache_type: AnyKvType = None, backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu, as_json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Measure a model: its answers to items, or how well it foresees items' references or a text, on stdout.
 
@@ -105,7 +117,11 @@ def evaluate(
 
     def opened(directory: Path | None = None) -> Model:
         context = ctx_size if of_items else 0
-        return open_model(directory or model, context, threads, gpu_layers, cache_type, crops)
+        if directory is not None:  # what is compared with runs on whatever it has
+            return open_model(directory, context, threads, gpu_layers, cache_type, crops)
+        return open_model(
+            model, context, threads, gpu_layers, cache_type, crops, backbone=backbone, provider=provider
+        )
 
     if of_text and data is not None:
         _of_text(opened, _Text(data, ctx_size or _PPL_CONTEXT, chunks, save_logits), as_json)
@@ -117,7 +133,7 @@ def evaluate(
         begin, options = _begin(out, resume, restart), options_of(most, _greedy(), Adapter.none)
         items = read_items(data, limit=limit)
         settings = {
-            "ctx_size": ctx_size, "cache_type": cache_type, "gpu_layers": gpu_layers, "max_crops": crops, "limit": limit,
+            "ctx_size": ctx_size, "gpu_layers": gpu_layers, "max_crops": crops, "limit": limit,
         }  # fmt: skip
         if not of_logits:
             settings["max_tokens"] = most

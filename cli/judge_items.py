@@ -74,6 +74,9 @@ def _job(models: Sequence[Model], work: Work) -> dict[str, Any]:
             f"{prefix}model": model.bundle.name,
             f"{prefix}recipe": model.bundle.recipe,
             f"{prefix}model_sha256": hashlib.sha256(manifest).hexdigest(),
+            f"{prefix}backbone": model.engine["backbone"],
+            f"{prefix}provider": model.engine["provider"],
+            f"{prefix}cache_type": model.engine["kv_type"],
         }
     return {
         **of_models,

@@ -15,7 +15,21 @@ import typer
 from pocketphi.runtime.errors import InputError, OutputError
 
 from .checks import a_path, as_flag, task_of
-from .options import Adapter, CtxSize, GpuLayers, KvType, ModelDir, Predict, Seed, Temp, Threads, Verbose
+from .options import (
+    Adapter,
+    AnyKvType,
+    BackboneOption,
+    CtxSize,
+    GpuLayers,
+    ModelDir,
+    Predict,
+    Provider,
+    ProviderOption,
+    Seed,
+    Temp,
+    Threads,
+    Verbose,
+)
 from .values import log_to_stderr, open_model, options_of
 
 if TYPE_CHECKING:
@@ -44,7 +58,8 @@ def transcribe(
     instruction: Annotated[str | None, typer.Option("--instruction", help="Instead of the model card's own.")] = None,
     pause: Annotated[float, typer.Option("--pause", help="Seconds of silence that end an utterance.")] = 0.7,
     n: Predict = -1, temp: Temp = 0.0, seed: Seed = -1, ctx_size: CtxSize = 0, threads: Threads = None,
-    gpu_layers: GpuLayers = 0, cache_type: KvType = "f16", verbose: Verbose = False,
+    gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None, backbone: BackboneOption = None,
+    provider: ProviderOption = Provider.cpu, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Write down what is said in audio files, utterance by utterance. Times are those of the utterances.
 
@@ -68,8 +83,10 @@ def transcribe(
     if out is not None:
         _check_outputs(files, stems, formats, out)
         make_folder(out)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type, mode="speech") as loaded:
-        job = _job(loaded, task, rules, sampling, n, cache_type)
+    with open_model(
+        model, ctx_size, threads, gpu_layers, cache_type, mode="speech", backbone=backbone, provider=provider
+    ) as loaded:
+        job = _job(loaded, task, rules, sampling, n)
         work = _Work(Reader(loaded, task, options), rules, formats, job, begin)
         code = _all_of(work, [_Recording(*one) for one in zip(files, stems, strict=True)], out)
     if code:
@@ -270,9 +287,7 @@ def _print(text: str, bar: AudioBar) -> None:
         typer.echo(text, nl=False)
 
 
-def _job(
-    model: Model, task: Task, rules: SegmentRules, sampling: Sampling, n: int, cache_type: str
-) -> dict[str, Any]:
+def _job(model: Model, task: Task, rules: SegmentRules, sampling: Sampling, n: int) -> dict[str, Any]:
     """All that a transcript depends on, but the recording: to resume, each must be what it was."""
     return {
         "model": model.bundle.name,
@@ -284,5 +299,7 @@ def _job(
         "max_tokens": n,
         "temperature": sampling.temperature,
         "seed": sampling.seed,
-        "cache_type": cache_type,
+        "cache_type": model.engine["kv_type"],
+        "backbone": model.engine["backbone"],
+        "provider": model.engine["provider"],
     }

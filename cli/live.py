@@ -21,7 +21,18 @@ from pocketphi.runtime.errors import InputError, PocketPhiError
 
 from .checks import a_path, as_flag, task_of
 from .live_files import check_outputs, live_files
-from .options import CtxSize, Device, GpuLayers, KvType, ModelDir, Threads, Verbose
+from .options import (
+    AnyKvType,
+    BackboneOption,
+    CtxSize,
+    Device,
+    GpuLayers,
+    ModelDir,
+    Provider,
+    ProviderOption,
+    Threads,
+    Verbose,
+)
 from .values import log_to_stderr, open_model, to_json
 
 if TYPE_CHECKING:
@@ -57,8 +68,8 @@ def live(
     out: Annotated[Path | None, typer.Option("-o", "--output", parser=a_path, metavar="<path>", help="Folder for live-DATE-TIME.txt, …, or FILE.live.txt, ….")] = None,
     save_audio: Annotated[Path | None, typer.Option("--save-audio", parser=a_path, metavar="<path>", help="Keep what was heard as a WAV file, which grows as FILE.part.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every event as one line of JSON, a summary last.")] = False,
-    ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
-    verbose: Verbose = False,
+    ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None,
+    backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Write down what is said, while it is said. Ctrl-C ends it: what was heard by then is read to its end."""
     from pocketphi.runtime.clock import RealClock
@@ -94,7 +105,9 @@ def live(
         make_folder(out)
     check_outputs(out, file, formats, save_audio)
     typer.echo("loading the model…", err=True)
-    with open_model(model, ctx_size, threads, gpu_layers, cache_type, mode="speech") as loaded:
+    with open_model(
+        model, ctx_size, threads, gpu_layers, cache_type, mode="speech", backbone=backbone, provider=provider
+    ) as loaded:
         _warm_up(loaded, task)
         if selftest:
             _selftest(loaded, task, options, minutes or _SELFTEST_MINUTES, as_json)

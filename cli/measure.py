@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketphi.runtime.errors import InputError
 
-from .options import GpuLayers, Json, KvType, Threads
-from .values import builtin, log_to_stderr, to_json
+from .options import AnyKvType, BackboneOption, Engine, GpuLayers, Json, Provider, ProviderOption, Threads
+from .values import builtin, log_to_stderr, open_model, to_json
+
+if TYPE_CHECKING:
+    from pocketphi.runtime.engine import Model
 
 
 class Peer(str, Enum):
@@ -32,7 +37,8 @@ def bench(
     ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", min=1, help="The same: room to make [default: as needed].")] = None,
     lora: Annotated[Path | None, typer.Option("--lora", help="The same, through this LoRA GGUF.")] = None,
     compare: Annotated[Peer | None, typer.Option("--compare", help="The same, in turns with stock ggml.")] = None,
-    threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16", as_json: Json = False,
+    threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None,
+    backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu, as_json: Json = False,
 ) -> None:  # fmt: skip
     """How fast a model is here. A directory: text, pictures and speech of fixed sizes. A GGUF file, or with one of
     -p, --depth, -c, --lora, --compare: the decoder alone, beside what the machine can do. Medians.
@@ -40,8 +46,22 @@ def bench(
     log_to_stderr(verbose=False)
     alone = (n_prompt, depth, ctx_size, lora, compare) != (None,) * 5
     if not alone and (model is None or not model.is_file()):
-        _bench_cases(model or builtin(), repetitions, n, only, threads, gpu_layers, cache_type, as_json)
+        opened = partial(
+            open_model,
+            model or builtin(),
+            0,
+            threads,
+            gpu_layers,
+            cache_type,
+            backbone=backbone,
+            provider=provider,
+        )
+        _bench_cases(opened, repetitions, n, only, as_json)
         return
+    if backbone is Engine.onnx or provider is not Provider.cpu:
+        raise InputError(
+            "the decoder alone is measured on the GGUF backbone: --backbone onnx is for all of a model"
+        )
     if only is not None:
         raise InputError("--only chooses cases of a model directory, here the decoder is measured alone")
     from pocketphi.runtime import bench_gguf
@@ -55,7 +75,7 @@ def bench(
         path = bundle.gguf
     plan = SpeedPlan(
         str(path), None if lora is None else str(lora), n_prompt or 512, n or 64, depth or 0, ctx_size or 0,
-        default_threads() if threads is None else threads, gpu_layers, cache_type,
+        default_threads() if threads is None else threads, gpu_layers, cache_type or "f16",
     )  # fmt: skip
     result = bench_gguf.run(
         plan,
@@ -67,19 +87,14 @@ def bench(
 
 
 def _bench_cases(
-    path: Path, repetitions: int, n: int | None, only: str | None, threads: int | None, gpu_layers: int,
-    cache_type: str, as_json: bool,
-) -> None:  # fmt: skip
+    opened: Callable[[], Model], repetitions: int, n: int | None, only: str | None, as_json: bool
+) -> None:
     from pocketphi.runtime import bench as benchmark
     from pocketphi.runtime import report
-    from pocketphi.runtime.engine import Model
 
     if n is not None and n < 2:
         raise InputError(f"-n is {n}, expected at least 2 after a case")
-    rows = benchmark.run(
-        lambda: Model(path, n_threads=threads, n_gpu_layers=gpu_layers, kv_type=cache_type),
-        repetitions=repetitions, predict=n or 16, only=only,
-    )  # fmt: skip
+    rows = benchmark.run(opened, repetitions=repetitions, predict=n or 16, only=only)
     if as_json:
         typer.echo(to_json([asdict(row) for row in rows]))
         return

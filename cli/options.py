@@ -25,6 +25,24 @@ class Reasoning(str, Enum):
     hide = "hide"
 
 
+class Engine(str, Enum):
+    """A model directory's backbones, by what they are stored as."""
+
+    gguf = "gguf"
+    onnx = "onnx"
+
+
+class Provider(str, Enum):
+    """What ONNX Runtime computes with; a build of it has some of them."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    coreml = "coreml"
+    dml = "dml"
+    qnn = "qnn"
+    webgpu = "webgpu"
+
+
 ModelDir = Annotated[
     Path | None,
     typer.Option(
@@ -48,6 +66,15 @@ CtxSize = Annotated[
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="[default: the physical cores]")]
 GpuLayers = Annotated[int, typer.Option("-ngl", "--gpu-layers", help="Layers for the GPU; -1: all.")]
 KvType = Annotated[str, typer.Option("--cache-type", help="KV cache: f32, f16, q8_0 or q4_0.")]
+AnyKvType = Annotated[
+    str | None,
+    typer.Option("--cache-type", help="KV cache: f32, f16, q8_0 or q4_0 [default: f16; f32 of onnx]."),
+]
+BackboneOption = Annotated[
+    Engine | None,
+    typer.Option("--backbone", help="Which one runs, where the model has both [default: gguf]."),
+]
+ProviderOption = Annotated[Provider, typer.Option("--provider", help="What the onnx backbone computes with.")]
 AdapterOption = Annotated[Adapter, typer.Option("--adapter", help="Read the text through this LoRA.")]
 Schema = Annotated[str | None, typer.Option("-j", "--json-schema", help="JSON schema the answer must match.")]
 Grammar = Annotated[str | None, typer.Option("--grammar", help="GBNF grammar the answer must match.")]

@@ -17,7 +17,9 @@ from .live import check_microphone
 from .options import (
     Adapter,
     AdapterOption,
+    AnyKvType,
     Audio,
+    BackboneOption,
     Camera,
     CtxSize,
     Device,
@@ -27,12 +29,13 @@ from .options import (
     GrammarFile,
     Images,
     Json,
-    KvType,
     MaxCrops,
     Mic,
     MinP,
     ModelDir,
     Predict,
+    Provider,
+    ProviderOption,
     Reasoning,
     RepeatPenalty,
     Schema,
@@ -66,7 +69,8 @@ def run(
     frames: Frames = 8, camera: Camera = None, max_crops: MaxCrops = 36,
     system: System = None, n: Predict = -1, temp: Temp = 0.0, top_k: TopK = 40, top_p: TopP = 0.95,
     min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0, seed: Seed = -1, ctx_size: CtxSize = 0,
-    threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
+    threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None,
+    backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu,
     adapter: AdapterOption = Adapter.none, json_schema: Schema = None, grammar: Grammar = None,
     grammar_file: GrammarFile = None, tools: Tools = None, reasoning: Think = Reasoning.show,
     as_json: Json = False, verbose: Verbose = False,
@@ -92,7 +96,7 @@ def run(
     if mic:
         check_microphone(device)
     mode = mode_of(media, speech=mic)
-    model_for = partial(open_model, mode=mode, media=media)
+    model_for = partial(open_model, mode=mode, media=media, backbone=backbone, provider=provider)
     with model_for(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         if mic:
             media.append(_spoken(loaded.bundle, device))
@@ -108,11 +112,11 @@ def run(
         for event in answer:
             if not as_json and (event.kind == "answer" or reasoning is Reasoning.show):
                 console.write(event.text, event.kind)
-        reply = answer.reply
+        reply, engine = answer.reply, loaded.engine
     if as_json:
         kernels = ggml_plugin.load()
         used = report.kernels_object(kernels, ggml_plugin.counts(kernels))
-        typer.echo(to_json(report.reply_object(reply) | {"kernels": used}))
+        typer.echo(to_json(report.reply_object(reply) | engine | {"kernels": used}))
         return
     if reply.tool_calls:
         typer.echo(to_json([asdict(call) for call in reply.tool_calls]))
@@ -125,7 +129,8 @@ def run(
 def chat(
     model: ModelDir = None, system: System = None, n: Predict = -1, temp: Temp = 0.0, top_k: TopK = 40,
     top_p: TopP = 0.95, min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0, seed: Seed = -1,
-    ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: KvType = "f16",
+    ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None,
+    backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu,
     adapter: AdapterOption = Adapter.none, json_schema: Schema = None, grammar: Grammar = None,
     grammar_file: GrammarFile = None, tools: Tools = None, reasoning: Think = Reasoning.show,
     image: Images = None, audio: Audio = None, device: Device = None, video: Video = None, frames: Frames = 8,
@@ -145,7 +150,7 @@ def chat(
     offered = None if tools is None else read_text(tools, max_bytes=_TOOLS_MAX_BYTES)
     media = media_of(image, audio, video, frames, camera, max_crops)
     mode = mode_of(media)
-    model_for = partial(open_model, mode=mode, media=media)
+    model_for = partial(open_model, mode=mode, media=media, backbone=backbone, provider=provider)
     with model_for(model, ctx_size, threads, gpu_layers, cache_type, max_crops) as loaded:
         console = Console()
         if sys.stdin.isatty():

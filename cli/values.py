@@ -13,41 +13,35 @@ import typer
 
 from pocketphi.runtime.errors import InputError
 
-from .options import Adapter
+from .options import Adapter, Engine, Provider
 
 if TYPE_CHECKING:
     from pocketphi.runtime.engine import CompleteOptions, Model
     from pocketphi.runtime.ggml_observer import MatmulObserver
     from pocketphi.runtime.parts import Media, Mode
     from pocketphi.runtime.sampler import Sampling
+    from pocketphi.runtime.spec import Backbone
 
 _PROMPT_MAX_BYTES = 64 << 20
 _GRAMMAR_MAX_BYTES = 4 << 20
 
 
 def open_model(
-    directory: Path | None, ctx_size: int, threads: int | None, gpu_layers: int, cache_type: str,
+    directory: Path | None, ctx_size: int, threads: int | None, gpu_layers: int, cache_type: str | None,
     max_crops: int = 36, observer: MatmulObserver | None = None, mode: Mode = "language",
-    media: Sequence[Media] = (),
+    media: Sequence[Media] = (), backbone: Engine | None = None, provider: Provider = Provider.cpu,
 ) -> Model:  # fmt: skip
     """The model that -m names, or the built-in one; refused at once where `mode`, with `media`, has no room."""
     path = directory or builtin()
-    from pocketphi.runtime import bundle, ggml_plugin
+    from pocketphi.runtime import bundle
+    from pocketphi.runtime.backbone import BackboneOptions, OpenBackbone
     from pocketphi.runtime.engine import Model
-    from pocketphi.runtime.memory_guard import Guard
     from pocketphi.runtime.progress import ProgressBar
 
+    kind: Backbone | None = None if backbone is None else backbone.value
     if mode != "language":  # that one the model looks after itself
-        packed, on_cpu = ggml_plugin.load().active, gpu_layers == 0
-        guard = Guard(
-            bundle.load(path),
-            cache_type,
-            packed=packed,
-            on_cpu=on_cpu,
-            n_threads=threads,
-            max_crops=max_crops,
-        )
-        guard.load(mode, media)
+        options = BackboneOptions(kind, provider.value, threads, gpu_layers, cache_type)
+        OpenBackbone(bundle.load(path), options, max_crops).guard.load(mode, media)
     with ProgressBar() as progress:
         return Model(
             path,
@@ -58,6 +52,8 @@ def open_model(
             max_crops=max_crops,
             progress=progress,
             observer=observer,
+            backbone=kind,
+            provider=provider.value,
         )
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from .options import Options
 from .progress import Progress
+from .target import with_target
 
 if TYPE_CHECKING:
     from ..runtime.bundle import Bundle
     from .work_plan import Plan
 
-__all__ = ["Options", "Progress", "convert", "plan"]
+__all__ = ["Options", "Progress", "convert", "plan", "with_target"]
 
 
 def plan(source: Path, options: Options) -> Plan:
@@ -48,7 +49,8 @@ def convert(source: Path, out: Path, options: Options, progress: Progress | None
     Raises:
         CheckpointError, InputError: as `plan`.
         OutputError: the output exists, the disk is full or cannot be written.
-        KernelError: llama-cpp-python's ggml library is missing or not the one expected.
+        KernelError: a GGUF is to be written, and llama-cpp-python's ggml library is missing or not the one
+            expected.
     """
     from .conversion import convert as run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,29 +13,37 @@ from typing import cast
 
 import numpy as np
 
-from ..runtime.bundle import MANIFEST, AdapterInfo, Bundle, BundleFile, EncoderInfo, Source, load
+from ..runtime.bundle import MANIFEST, AdapterInfo, Bundle, BundleFile, EncoderInfo, OnnxInfo, Source, load
 from ..runtime.errors import CheckpointError, InputError
-from ..runtime.spec import ADAPTER_NAMES, CHAT_FORMATS, ChatFormat
+from ..runtime.spec import ADAPTER_NAMES, CHAT_FORMATS, Backbone, ChatFormat
 from . import chat_format as chat_formats
 from . import output
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
+from .decoder_quant import named_decoder_quant
 from .encoder_quant import named_quant
 from .gguf_header import Identity
 from .imatrix import read_imatrix
 from .licence import licence_of
 from .mapping import TensorMap, map_tensors
 from .options import Options
+from .phone_readme import README, README_BYTES, write_readme
 from .progress import Progress, Silent
 from .quantize import Quantizer
 from .recipe import named, named_lora
+from .target import check_target
 from .tensor_stream import Importances, Workshop
 from .vocabulary import Vocabulary, read_vocabulary, stop_ids
 from .work_plan import CHUNK_VALUES, Choices, Plan, adapter_file, make_plan, types_of
-from .write_gguf import write_backbone
+from .write_gguf import VOCABULARY, write_backbone, write_vocabulary
 from .write_gguf_lora import write_adapter
 
 TOKENIZER, TEMPLATE, LICENCE = "tokenizer.json", "chat_template.jinja", "LICENSE"
+BACKBONES: Mapping[str, tuple[Backbone, ...]] = {
+    "gguf": ("gguf",),
+    "onnx": ("onnx",),
+    "both": ("gguf", "onnx"),
+}
 MAX_THREADS = 1024
 _MANIFEST_BYTES = 16 << 10  # what bundle.json takes at most in practice
 _README_BYTES = 64 << 10  # front matter is at the start
@@ -47,6 +55,7 @@ class Work:
 
     source: Checkpoint
     config: ModelConfig
+    tensors: TensorMap
     plan: Plan
     identity: Identity
     vocabulary: Vocabulary
@@ -56,6 +65,7 @@ class Work:
     importances: Importances
     other_files: dict[str, bytes]
     threads: int
+    target: str | None
 
 
 def converter_version() -> str:
@@ -94,6 +104,8 @@ def prepare(root: Path, options: Options) -> Iterator[Work]:
         identity = _identity(source, options)
         files = _other_files(source)
         sizes = {name: len(data) for name, data in files.items()} | {MANIFEST: _MANIFEST_BYTES}
+        if options.target is not None:
+            sizes[README] = README_BYTES
         plan = make_plan(identity.name, config, tensors, choices, sizes, ())
         importances: Importances = {}
         if options.imatrix is not None:
@@ -102,6 +114,7 @@ def prepare(root: Path, options: Options) -> Iterator[Work]:
         yield Work(
             source=source,
             config=config,
+            tensors=tensors,
             plan=plan,
             identity=identity,
             vocabulary=vocabulary,
@@ -111,6 +124,7 @@ def prepare(root: Path, options: Options) -> Iterator[Work]:
             importances=importances,
             other_files=files,
             threads=choices.threads,
+            target=options.target,
         )
 
 
@@ -118,26 +132,60 @@ def convert(root: Path, out: Path, options: Options, progress: Progress | None) 
     """See `convert.convert`."""
     output.check_free(output.absolute(out), overwrite=options.overwrite)
     with prepare(root, options) as work:
-        quantizer = Quantizer()
+        quantizer = Quantizer() if "gguf" in work.plan.backbones else None
         told = progress or Silent()
-        told.start(work.plan.tensor_bytes + work.plan.encoders.source_bytes, work.identity.name)
+        told.start(work.plan.source_bytes, work.identity.name)
         with output.new_directory(out, work.plan.total_bytes, overwrite=options.overwrite) as directory:
             _write(directory, work, quantizer, told)
     told.finish()
     return load(out)
 
 
-def _write(directory: Path, work: Work, quantizer: Quantizer, progress: Progress) -> None:
+def _write(directory: Path, work: Work, quantizer: Quantizer | None, progress: Progress) -> None:
     """Every file of a model directory, the manifest last."""
-    plan = work.plan
-    shop = Workshop(work.source, quantizer, work.importances, work.threads)
     files = [output.write_file(directory, name, data) for name, data in work.other_files.items()]
-    files.append(write_backbone(directory, plan, work.config, work.vocabulary, work.identity, shop, progress))
-    for adapter in plan.adapters:
-        files.append(write_adapter(directory, plan, adapter, work.identity, shop, progress))
+    if quantizer is not None:
+        files += _write_gguf(directory, work, quantizer, progress)
+    else:
+        files.append(write_vocabulary(directory, work.config, work.vocabulary, work.identity))
+    onnx = None
+    if work.plan.onnx is not None:
+        from .onnx_backbone import write_onnx  # onnx is loaded where graphs are written
+
+        made, onnx = write_onnx(directory, work, progress, converter_version())
+        files += made
     encoders = _write_encoders(directory, work, files, progress)
-    manifest = _bundle(directory, work, files, encoders).to_json()
-    output.write_file(directory, MANIFEST, manifest.encode("utf-8"))
+    if onnx is not None:
+        files += _write_genai(directory, work)
+    bundle = _bundle(directory, work, files, encoders, onnx)
+    if work.target is not None:
+        bundle = replace(bundle, files=(*bundle.files, write_readme(directory, bundle)))
+    output.write_file(directory, MANIFEST, bundle.to_json().encode("utf-8"))
+
+
+def _write_gguf(directory: Path, work: Work, quantizer: Quantizer, progress: Progress) -> list[BundleFile]:
+    """The backbone and its adapters for llama.cpp."""
+    plan, identity = work.plan, work.identity
+    shop = Workshop(work.source, quantizer, work.importances, work.threads)
+    files = [write_backbone(directory, plan, work.config, work.vocabulary, identity, shop, progress)]
+    for adapter in plan.adapters:
+        files.append(write_adapter(directory, plan, adapter, identity, shop, progress))
+    return files
+
+
+def _write_genai(directory: Path, work: Work) -> list[BundleFile]:
+    """What onnxruntime-genai needs beside graphs, adapters and encoders."""
+    from .write_genai import write_genai
+
+    return write_genai(
+        directory,
+        work.source,
+        work.config,
+        vocabulary=work.vocabulary,
+        stop_ids=work.stop_ids,
+        adapters=work.plan.adapters,
+        producer=converter_version(),
+    )
 
 
 def _write_encoders(
@@ -159,12 +207,21 @@ def _write_encoders(
     return found
 
 
-def _bundle(directory: Path, work: Work, files: list[BundleFile], encoders: dict[str, EncoderInfo]) -> Bundle:
-    plan = work.plan
+def _bundle(
+    directory: Path,
+    work: Work,
+    files: list[BundleFile],
+    encoders: dict[str, EncoderInfo],
+    onnx: OnnxInfo | None,
+) -> Bundle:
+    plan, gguf = work.plan, "gguf" in work.plan.backbones
     adapters = {}
     for adapter in plan.adapters:
-        file = adapter_file(adapter.name, plan.lora_quant)
-        adapters[adapter.name] = AdapterInfo(file, adapter.rank, adapter.alpha, types_of(plan.steps_of(file)))
+        file, quant = None, "" if onnx is None else onnx.lora_quant
+        if gguf:
+            file = adapter_file(adapter.name, plan.lora_quant)
+            quant = types_of(plan.steps_of(file))
+        adapters[adapter.name] = AdapterInfo(file, adapter.rank, adapter.alpha, quant)
     return Bundle(
         root=directory,
         name=plan.name,
@@ -173,8 +230,8 @@ def _bundle(directory: Path, work: Work, files: list[BundleFile], encoders: dict
         tool_result_token=work.tool_result_token,
         text=work.config.text,
         stop_ids=work.stop_ids,
-        decoder=plan.backbone,
-        recipe=plan.recipe.name,
+        decoder=plan.backbone if gguf else None,
+        recipe=plan.recipe_name,
         quant=plan.quant(),
         merged=plan.merged,
         adapters=cast("dict[str, AdapterInfo]", adapters),
@@ -184,6 +241,8 @@ def _bundle(directory: Path, work: Work, files: list[BundleFile], encoders: dict
         licence=work.identity.licence,
         files=tuple(files),
         encoders=encoders,
+        onnx=onnx,
+        vocabulary=None if gguf else VOCABULARY,
     )
 
 
@@ -191,18 +250,26 @@ def _choices(options: Options) -> Choices:
     """The options that can be checked without a checkpoint."""
     if options.merge is not None and options.merge not in ADAPTER_NAMES:
         raise InputError(f"--merge {options.merge[:40]!r}: expected one of {', '.join(ADAPTER_NAMES)}")
+    check_target(options.target)
     threads = options.threads
     if threads is None:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     elif not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads: {threads} given, expected 1 to {MAX_THREADS}")
     threads = min(threads, MAX_THREADS)
+    backbones = BACKBONES.get(options.backbone.lower())
+    if backbones is None:
+        raise InputError(f"--backbone {options.backbone[:40]!r}: expected one of {', '.join(BACKBONES)}")
+    if options.imatrix is not None and "gguf" not in backbones:
+        raise InputError("--imatrix is for the types of a GGUF backbone: --backbone onnx writes none")
     return Choices(
         named(options.recipe),
         named_lora(options.lora_quant),
         options.merge,
         threads,
         named_quant(options.encoders),
+        backbones,
+        named_decoder_quant(options.onnx_quant, options.onnx_lora),
     )
 
 

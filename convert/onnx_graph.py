@@ -11,7 +11,8 @@ Linear layers come in four kinds:
 * fp16: stored as float16, cast by a node that ONNX Runtime folds when it loads; the arithmetic is float32.
 * int8: DynamicQuantizeMatMul: signed weights with one scale per output channel, activations quantized to
   unsigned 8 bits with one range per call. This is the fast kind on CPUs.
-* int4: MatMulNBits: blocks of 32 weights with one scale each. This is the small kind.
+* int4: MatMulNBits: blocks of 32 weights with one scale each, a float16's number kept as float32. This is
+  the small kind.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators: fused attention, qu
 ALIGNMENT = 4096  # bytes; external tensors start on a page so that they can be mapped
 INLINE_BYTES = 4096  # smaller tensors stay in the graph's own file
 INT4_BLOCK = 32  # weights
+_CACHED_VALUES = 1 << 18  # weights rounded at a time: 1 MB of float32 stays in the cache
 
 Dim = int | str  # a name for a dimension that the caller chooses at run time
 _TYPES: Mapping[str, int] = {
@@ -306,27 +308,60 @@ def quantize_int4(weight: Float32) -> tuple[npt.NDArray[np.uint8], Float32]:
 def quantize_blocks(weight: Float32, bits: int, block: int) -> tuple[npt.NDArray[np.uint8], Float32]:
     """Blocks along each row, as MatMulNBits reads them: weight ≈ (q - half) · scale, half = 2^(bits - 1).
 
-    The value of largest magnitude in a block is met exactly by q = 0, as in ggml's Q4_0: that uses all
-    levels. The last block of a row is filled up with zeros.
+    The value of largest magnitude in a block has q = 0, as in ggml's Q4_0: that uses all levels. A scale is
+    a number that float16 has, so that kernels which keep it as one compute with the same weights; a
+    bfloat16 weight's eight bits give one as they are. It is rounded away from zero: none is zero, and every
+    weight is within half of it, or within all of it at the end of the range that has a level less. The last
+    block of a row is filled up with zeros.
 
     Args:
-        weight: float32 [out, in].
+        weight: float32 [out, in], every |weight| at most 65504.
         bits: 4 or 8.
+        block: weights in a block, even.
 
     Returns:
         uint8 [out, n_blocks, block · bits / 8], the earlier of two weights in the low half of a byte, and
         float32 [out, n_blocks].
     """
     n_out, n_in = weight.shape
-    n_blocks, half = -(-n_in // block), 1 << (bits - 1)
-    if n_in % block:
-        weight = np.pad(weight, ((0, 0), (0, n_blocks * block - n_in)))
-    blocks = weight.reshape(n_out, n_blocks, block)
-    at = np.abs(blocks).argmax(axis=2)[..., None]
-    peak = np.take_along_axis(blocks, at, axis=2)
-    scale = np.where(peak != 0, peak / np.float32(-half), np.float32(1)).astype(np.float32)
-    q = np.clip(np.rint(blocks / scale) + half, 0, 2 * half - 1).astype(np.uint8)
-    return (q if bits == 8 else q[..., 0::2] | q[..., 1::2] << 4), scale[..., 0]
+    n_blocks = -(-n_in // block)
+    packed = np.empty((n_out, n_blocks, block * bits // 8), np.uint8)
+    scale = np.empty((n_out, n_blocks), np.float32)
+    step = max(1, _CACHED_VALUES // n_in)
+    for start in range(0, n_out, step):
+        rows = weight[start : start + step]
+        if n_in % block:
+            rows = np.pad(rows, ((0, 0), (0, n_blocks * block - n_in)))
+        q, scales = _blocks(rows.reshape(-1, block), bits)
+        packed[start : start + step] = q.reshape(len(rows), n_blocks, -1)
+        scale[start : start + step] = scales.reshape(len(rows), n_blocks)
+    return packed, scale
+
+
+def _blocks(blocks: Float32, bits: int) -> tuple[npt.NDArray[np.uint8], Float32]:
+    """Blocks, float32 [n, block], as `quantize_blocks` says: uint8 [n, block · bits / 8] and float32 [n]."""
+    half = np.float32(1 << (bits - 1))
+    columns = np.ascontiguousarray(blocks.T)  # the fastest way to a block's extremes
+    high, low = columns.max(axis=0), columns.min(axis=0)
+    step = np.where(high >= -low, high, low) / -half
+    scale = _half_away(np.where(step != 0, step, np.float32(1)))  # all zeros, or nearly
+    q = blocks / scale[:, None]
+    np.rint(q, out=q)
+    q += half
+    np.clip(q, 0, 2 * half - 1, out=q)
+    bytes_ = q.astype(np.uint8)
+    if bits == 8:
+        return bytes_, scale
+    pairs = bytes_.view("<u2")  # the earlier weight in the low byte
+    return (pairs | pairs >> 4).astype(np.uint8), scale
+
+
+def _half_away(values: Float32) -> Float32:
+    """The nearest float16 that is not nearer to zero, as float32: no zero, no infinity below 65504."""
+    half = values.astype(np.float16)
+    # Sign and magnitude: one more in the bits is one step away from zero.
+    half.view(np.uint16)[np.abs(half) < np.abs(values)] += 1
+    return half.astype(np.float32)
 
 
 def _tensor(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:

@@ -13,15 +13,12 @@ ONNX Runtime takes them from an adapter file when the run names one. A product o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import onnx
 
+from .decoder_quant import LoraKind as LoraKind
 from .onnx_graph import OnnxGraph
-
-LoraKind = Literal["fp32", "fp16", "int8"]
-"""Of A and B. The arithmetic is float32; int8 has one step for each of the rank's rows and columns."""
 
 DTYPES: Mapping[LoraKind, str] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 

@@ -8,15 +8,15 @@ on the number of threads.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import Checkpoint
+from .in_order import in_order
 from .output import HashedFile
 from .progress import Progress
 from .quantize import Bytes, Float32, Quantizer, check_values
@@ -42,27 +42,13 @@ def write_tensors(file: HashedFile, steps: Sequence[Step], shop: Workshop, progr
         CheckpointError: a tensor cannot be read, or holds a value that its type cannot.
         OutputError: the file cannot be written.
     """
-    waiting: deque[tuple[Step, bool, Future[Bytes]]] = deque()
-    pool = ThreadPoolExecutor(shop.threads, thread_name_prefix="quantize")
-
-    def write_oldest() -> None:
-        step, last, future = waiting.popleft()
-        data = future.result()
-        file.write(data.reshape(-1).data)
-        progress.advance(data.nbytes, step.tensor)
-        if last:
-            file.pad(ALIGNMENT)
-
-    try:
-        for step in steps:
-            for job, last in _jobs(step, shop):
-                waiting.append((step, last, pool.submit(job)))
-                if len(waiting) > 2 * shop.threads:
-                    write_oldest()
-        while waiting:
-            write_oldest()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    jobs = (((step, last), job) for step in steps for job, last in _jobs(step, shop))
+    with closing(in_order(jobs, shop.threads)) as done:
+        for (step, last), data in done:
+            file.write(data.reshape(-1).data)
+            progress.advance(data.nbytes, step.tensor)
+            if last:
+                file.pad(ALIGNMENT)
 
 
 def _jobs(step: Step, shop: Workshop) -> Iterator[tuple[Callable[[], Bytes], bool]]:

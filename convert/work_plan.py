@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ..runtime.errors import InputError
-from ..runtime.spec import ADAPTER_NAMES, AdapterName, TextSpec
+from ..runtime.spec import ADAPTER_NAMES, AdapterName, Backbone, TextSpec
 from .config import ModelConfig
+from .decoder_quant import DecoderQuant
 from .encoder_quant import EncoderQuant
 from .ggml_types import GgmlType
 from .mapping import GROUPS, Adapter, Shape, TensorMap
+from .onnx_sizes import EncoderCost, OnnxCost, encoder_cost, onnx_cost
 from .recipe import Choice, LoraQuant, Recipe, choose, choose_lora
 from .safetensors_file import TensorInfo
 
 ALIGNMENT = 32  # bytes; GGUF_DEFAULT_ALIGNMENT: every tensor starts at a multiple of it
 CHUNK_VALUES = 1 << 19  # weights in one unit of work, at least one row: 2 MiB as float32
 LOAD_CONTEXT = 4096  # tokens of KV cache in `load_ram_bytes`
-_KV_BYTES = 2  # float16
+_KV_BYTES = {"gguf": 2, "onnx": 4}  # float16, float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderCost:
-    """The encoders as ONNX graphs, all of them together."""
-
-    quant: EncoderQuant
-    count: int  # tensors in the checkpoint
-    source_bytes: int  # of these
-    nbytes: int  # of the graphs: an upper estimate, every weight at its type and some for the rest
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A conversion, ready to run."""
 
@@ -90,42 +82,61 @@ class Plan:
     lora_quant: LoraQuant
     merged: AdapterName | None
     adapters: tuple[Adapter, ...]  # those written as files of their own
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...]  # of the GGUF files; none where the backbone is ONNX alone
     other_files: Mapping[str, int]  # file -> bytes, beside the GGUF files
     metadata_bytes: int  # of all GGUF headers: an upper estimate
     ram_bytes: int  # expected peak of the conversion
-    load_ram_bytes: int  # to run the result: all weights and a float16 KV cache of 4,096 tokens
+    load_ram_bytes: int  # to run the result: all weights of a backbone and a KV cache of 4,096 tokens
     encoders: EncoderCost
     notes: tuple[str, ...]
+    backbones: tuple[Backbone, ...] = ("gguf",)
+    onnx: OnnxCost | None = None  # None: no ONNX backbone
 
     @property
     def backbone(self) -> str:
-        """The backbone's file name."""
+        """The GGUF backbone's file name."""
         return backbone_file(self.recipe)
 
     @property
+    def recipe_name(self) -> str:
+        """The GGUF backbone's recipe, or where there is none the kind of the ONNX backbone."""
+        if self.onnx is None or "gguf" in self.backbones:
+            return self.recipe.name
+        return self.onnx.quant.name
+
+    @property
+    def source_bytes(self) -> int:
+        """What a progress bar counts: GGUF tensors as they are written, ONNX weights as they are read."""
+        onnx = 0 if self.onnx is None else self.onnx.source_bytes
+        return self.tensor_bytes + onnx + self.encoders.source_bytes
+
+    @property
     def tensor_bytes(self) -> int:
-        """Bytes of all tensors, padded."""
+        """Bytes of all GGUF tensors, padded."""
         return sum(padded(s.nbytes) for s in self.steps)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
-        return self.tensor_bytes + self.encoders.nbytes + self.metadata_bytes + sum(self.other_files.values())
+        onnx = 0 if self.onnx is None else self.onnx.nbytes
+        others = self.metadata_bytes + sum(self.other_files.values())
+        return self.tensor_bytes + onnx + self.encoders.nbytes + others
 
     def steps_of(self, file: str) -> list[Step]:
         """One file's tensors, in their order in it."""
         return [s for s in self.steps if s.file == file]
 
     def quant(self) -> dict[str, str]:
-        """Tensor group -> its ggml types, "Q4_K" or "Q5_K+Q6_K"; backbone only."""
+        """Tensor group -> its ggml types, "Q4_K" or "Q5_K+Q6_K", or of ONNX alone its kind; backbone only."""
+        if self.onnx is not None and "gguf" not in self.backbones:
+            return dict(self.onnx.groups)
         steps = self.steps_of(self.backbone)
         found = {g: types_of(s for s in steps if s.group == g) for g in GROUPS}
         return {g: types for g, types in found.items() if types}
 
     def format(self) -> str:
         """The plan as a table for people, lines without a final newline."""
-        width = max(len(s.tensor) for s in self.steps)
+        width = max((len(s.tensor) for s in self.steps), default=0)
         lines = []
         for file in dict.fromkeys(s.file for s in self.steps):
             steps = self.steps_of(file)
@@ -135,6 +146,8 @@ class Plan:
                 line = f"  {s.tensor:<{width}}  {shape:>14}  {s.type.name:<5} {_size(s.nbytes):>10}"
                 lines.append(f"{line}  {s.note}".rstrip())
         lines += [f"{file}: {_size(n)}" for file, n in self.other_files.items()]
+        if self.onnx is not None:
+            lines += [f"{file}: about {_size(n)}" for file, n in self.onnx.files.items()]
         lines += [f"note: {note}" for note in self.notes]
         if self.encoders.count:
             e = self.encoders
@@ -150,7 +163,9 @@ class Plan:
         """The plan as one JSON object, for programs."""
         plain = {
             "name": self.name,
-            "recipe": self.recipe.name,
+            "backbones": list(self.backbones),
+            "recipe": self.recipe_name,
+            "quant": self.quant(),
             "merged": self.merged,
             "tensors": [
                 {
@@ -165,6 +180,7 @@ class Plan:
                 for s in self.steps
             ],
             "other_files": dict(self.other_files),
+            "onnx_files": {} if self.onnx is None else dict(self.onnx.files),
             "total_bytes": self.total_bytes,
             "ram_bytes": self.ram_bytes,
             "load_ram_bytes": self.load_ram_bytes,
@@ -187,6 +203,8 @@ class Choices:
     merge: AdapterName | None
     threads: int
     encoders: EncoderQuant = "int8"
+    backbones: tuple[Backbone, ...] = ("gguf",)
+    onnx: DecoderQuant = field(default_factory=DecoderQuant)
 
 
 def backbone_file(recipe: Recipe) -> str:
@@ -208,6 +226,12 @@ def types_of(steps: Iterable[Step]) -> str:
 def padded(nbytes: int) -> int:
     """A tensor's size with the padding after it."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def merges_of(adapter: Adapter | None) -> dict[str, Merge]:
+    """What an adapter adds, by the weight's name in the backbone."""
+    pairs = () if adapter is None else adapter.pairs
+    return {p.target: Merge(adapter.alpha / adapter.rank, p.a, p.b) for p in pairs if adapter is not None}
 
 
 def make_plan(
@@ -232,13 +256,23 @@ def make_plan(
         merged = tensors.adapters.get(choices.merge)
         if merged is None:
             raise InputError(f"--merge {choices.merge}: this checkpoint has no {choices.merge} adapter")
-    steps = _backbone(config.text, tensors, choices.recipe, merged)
     # A merged backbone has one purpose; adapters made for the plain one do not fit it.
     written = () if merged else tuple(tensors.adapters[n] for n in ADAPTER_NAMES if n in tensors.adapters)
-    for adapter in written:
-        steps += _adapter(adapter, choices.lora_quant)
-    weights = sum(padded(s.nbytes) for s in steps)
-    kv = _KV_BYTES * config.text.kv_values_per_token * min(LOAD_CONTEXT, config.text.context_length)
+    steps: list[Step] = []
+    if "gguf" in choices.backbones:
+        steps = _backbone(config.text, tensors, choices.recipe, merged)
+        for adapter in written:
+            steps += _adapter(adapter, choices.lora_quant)
+    encoders = encoder_cost(config, tensors.encoders, choices.encoders)
+    onnx = None
+    if "onnx" in choices.backbones:
+        onnx = onnx_cost(config.text, tensors, written, choices.onnx, encoders)
+    weights = sum(padded(s.nbytes) for s in steps) or (0 if onnx is None else onnx.nbytes)
+    kv = (
+        _KV_BYTES[choices.backbones[0]]
+        * config.text.kv_values_per_token
+        * min(LOAD_CONTEXT, config.text.context_length)
+    )
     return Plan(
         name=name,
         recipe=choices.recipe,
@@ -249,15 +283,17 @@ def make_plan(
         other_files=other_files,
         # Tokens and merges are strings in both; a GGUF string costs 8 bytes more than JSON's quotes.
         metadata_bytes=2 * other_files["tokenizer.json"] + (1 << 16),
-        ram_bytes=_ram(steps, other_files["tokenizer.json"], choices.threads),
+        ram_bytes=_ram(steps, onnx, other_files["tokenizer.json"], choices.threads),
         load_ram_bytes=weights + kv,
-        encoders=_encoders(tensors.encoders, choices.encoders),
+        encoders=encoders,
         notes=(*notes, *tensors.notes),
+        backbones=choices.backbones,
+        onnx=onnx,
     )
 
 
 def _backbone(text: TextSpec, tensors: TensorMap, recipe: Recipe, merged: Adapter | None) -> list[Step]:
-    pairs = {p.target: p for p in merged.pairs} if merged else {}
+    merges = merges_of(merged)
     steps = []
     for target, info in tensors.text:
         choice: Choice = choose(
@@ -268,9 +304,6 @@ def _backbone(text: TextSpec, tensors: TensorMap, recipe: Recipe, merged: Adapte
             n_layers=text.n_layers,
             tied_head=text.tied_head,
         )
-        merge = None
-        if merged is not None and (pair := pairs.get(target.name)) is not None:
-            merge = Merge(merged.alpha / merged.rank, pair.a, pair.b)
         steps.append(
             Step(
                 file=backbone_file(recipe),
@@ -280,7 +313,7 @@ def _backbone(text: TextSpec, tensors: TensorMap, recipe: Recipe, merged: Adapte
                 shape=target.shape,
                 source=info,
                 values=target.values,
-                merge=merge,
+                merge=merges.get(target.name),
                 note=choice.note,
             )
         )
@@ -309,24 +342,17 @@ def _adapter(adapter: Adapter, quant: LoraQuant) -> list[Step]:
     return steps
 
 
-def _encoders(tensors: Sequence[TensorInfo], quant: EncoderQuant) -> EncoderCost:
-    """Vectors and convolutions stay float32 in every kind; matrices take its bytes and their scales."""
-    per_value = {"fp32": 4.0, "fp16": 2.0, "int8": 1.01, "int4": 0.5 + 4 / 32}[quant]
-    size = sum(t.rows * t.cols * (per_value if len(t.shape) == 2 else 4.0) for t in tensors)
-    graphs = 1 << 20 if tensors else 0
-    return EncoderCost(quant, len(tensors), sum(t.nbytes for t in tensors), int(1.05 * size) + graphs)
-
-
-def _ram(steps: list[Step], tokenizer_bytes: int, threads: int) -> int:
+def _ram(steps: list[Step], onnx: OnnxCost | None, tokenizer_bytes: int, threads: int) -> int:
     """Expected peak: interpreter and libraries, tokenizer.json as Python objects, and work in flight.
 
     The first two were measured: 50 MB, and 42 bytes for each of the file's.
     """
-    longest = max(s.row_length for s in steps)
+    longest = max((s.row_length for s in steps), default=0)
     chunk = 4 * max(CHUNK_VALUES, longest)  # float32
     in_flight = 2 * threads * 2 * chunk  # source and result of each, and as many waiting
     merge = max((4 * math.prod(s.merge.a.shape) for s in steps if s.merge), default=0)
-    return 50_000_000 + 42 * tokenizer_bytes + in_flight + 2 * merge
+    graphs = 0 if onnx is None else onnx.scale_bytes
+    return 50_000_000 + 42 * tokenizer_bytes + in_flight + 2 * merge + graphs
 
 
 def _size(n: int) -> str:

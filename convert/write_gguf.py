@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.bundle import BundleFile
 from .config import ModelConfig
@@ -18,6 +19,11 @@ from .progress import Progress
 from .tensor_stream import Workshop, write_tensors
 from .vocabulary import Vocabulary, add_to_gguf
 from .work_plan import Plan
+
+if TYPE_CHECKING:
+    import gguf
+
+VOCABULARY = "vocabulary.gguf"
 
 
 def general_name(name: str) -> str:
@@ -44,6 +50,33 @@ def write_backbone(
         CheckpointError: a tensor cannot be read or quantized.
         OutputError: the file cannot be written.
     """
+    writer = _writer(config, vocabulary, identity)
+    if plan.merged is not None:
+        writer.add_string("pocketphi.merged", plan.merged)
+    writer.add_file_type(plan.recipe.file_type)
+    writer.add_quantization_version(QUANTIZATION_VERSION)
+    steps = plan.steps_of(plan.backbone)
+    with HashedFile(directory, plan.backbone) as file:
+        write_header(file, writer, steps)
+        write_tensors(file, steps, shop, progress)
+        return file.finish()
+
+
+def write_vocabulary(
+    directory: Path, config: ModelConfig, vocabulary: Vocabulary, identity: Identity
+) -> BundleFile:
+    """Write `VOCABULARY`, a backbone's metadata without its tensors: llama.cpp loads it as `vocab_only`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with HashedFile(directory, VOCABULARY) as file:
+        write_header(file, _writer(config, vocabulary, identity), ())
+        return file.finish()
+
+
+def _writer(config: ModelConfig, vocabulary: Vocabulary, identity: Identity) -> gguf.GGUFWriter:
+    """The metadata that says what the model is, whatever its tensors are stored as."""
     import gguf
 
     text, rope = config.text, config.text.rope
@@ -55,8 +88,6 @@ def write_backbone(
         writer.add_source_repo_url(f"https://huggingface.co/{identity.source.name}")
     if identity.source.revision is not None:
         writer.add_string("pocketphi.source.revision", identity.source.revision)
-    if plan.merged is not None:
-        writer.add_string("pocketphi.merged", plan.merged)
     writer.add_context_length(text.context_length)
     writer.add_rope_scaling_orig_ctx_len(rope.original_context)
     writer.add_embedding_length(text.d_model)
@@ -70,11 +101,5 @@ def write_backbone(
     if rope.is_long_rope:
         writer.add_rope_scaling_attn_factors(rope.attention_factor)
     writer.add_sliding_window(config.sliding_window)
-    writer.add_file_type(plan.recipe.file_type)
-    writer.add_quantization_version(QUANTIZATION_VERSION)
     add_to_gguf(writer, vocabulary)
-    steps = plan.steps_of(plan.backbone)
-    with HashedFile(directory, plan.backbone) as file:
-        write_header(file, writer, steps)
-        write_tensors(file, steps, shop, progress)
-        return file.finish()
+    return writer

@@ -11,24 +11,29 @@ model.onnx.data. Besides, the first and the third take
     attention_mask               int64 [b, total]: ones for all tokens so far, then zeros
     past_key_values.N.key/value  float32 [b, n_kv_heads, past, head_dim], rotated already
     n_logits                     int64 [1], 1 if left out: how many of the last positions get logits
+    rope_tokens                  int64 [1], 0 if left out: see below; with LongRoPE alone
     NAME.lora_A, .lora_B, …      of each linear layer, an adapter's: see onnx_lora.py
 
 and give logits float32 [b, n_logits, vocab_size] and present.N.key/value float32 [b, n_kv_heads, present,
 head_dim], which may be the very buffers of the past. Names are those that onnxruntime-genai's `phi3` has.
 model.onnx declares one row of logits: genai reserves room for a row of every position otherwise.
 
-RoPE's table is chosen by the number of ones in the mask, in the batch's longest row: a caller that crosses
-the original context has to feed the whole sequence again, without a past.
+RoPE's table is chosen by the number of ones in the mask, in the batch's longest row, or by `rope_tokens`
+where those are more: a caller that crosses the original context has to feed the whole sequence again, without
+a past, and says with `rope_tokens` how long it will be if it comes in pieces.
 
 Source: `modeling_phi3.py` in transformers; the operators of ONNX Runtime in its ContribOperators.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,48 +45,23 @@ from ..runtime.errors import CheckpointError
 from ..runtime.spec import RopeSpec, TextSpec
 from .checkpoint import Checkpoint
 from .config import ModelConfig
+from .decoder_quant import BITS, DecoderKind
+from .decoder_quant import DecoderQuant as DecoderQuant
 from .ggml_types import F16, F32
+from .in_order import in_order
 from .mapping import Group, TensorMap, linear_shapes
 from .onnx_graph import MICROSOFT, Float32, OnnxGraph, quantize_blocks
-from .onnx_lora import LoraKind, add_lora
+from .onnx_lora import add_lora
 from .progress import Progress, Silent
 from .quantize import check_values
 from .safetensors_file import TensorInfo
-
-DecoderKind = Literal["fp32", "fp16", "int8", "int4"]
+from .work_plan import CHUNK_VALUES, Merge
 
 MODEL, EMBEDDING, DECODER = "model", "embedding", "decoder"  # the names of the graphs
-_BITS: Mapping[DecoderKind, int] = {"int8": 8, "int4": 4}
-_PIECE_VALUES = 1 << 22  # numbers of a matrix in memory at a time, 16 MB of float32
+_NO_MERGES: Mapping[str, Merge] = MappingProxyType({})
 _FLOAT = onnx.TensorProto.FLOAT
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderQuant:
-    """How the matrices are stored. Norms, KV cache, softmax and everything added up are float32 always.
-
-    int4 and int8 are MatMulNBits, blocks of weights with one float32 scale each; fp16 is widened when the
-    graph is loaded.
-    """
-
-    linear: DecoderKind = "int4"  # attn_output and ffn_up
-    qkv: DecoderKind = "int8"  # on phi4-nano the mean KL divergence from fp32 is 0.035, with int4 here 0.157
-    down: DecoderKind = "int8"  # uniform 4-bit is reported to break Phi-4-mini there
-    head: DecoderKind = "int8"  # and the embedding, tied to it or not
-    block: int = 32  # weights
-    accuracy_level: int = 4  # 4 rounds activations to 8 bits, block by block; 0 does not, and is slow at int8
-    lora: LoraKind = "fp16"
-
-    @classmethod
-    def uniform(cls, kind: DecoderKind, lora: LoraKind = "fp16") -> DecoderQuant:
-        """Everything in one kind."""
-        return cls(kind, kind, kind, kind, lora=lora)
-
-    def of(self, group: Group) -> DecoderKind:
-        """The kind of one group of matrices."""
-        if group in ("token_embd", "output"):
-            return self.head
-        return {"attn_qkv": self.qkv, "ffn_down": self.down}.get(group, self.linear)
+Stored = TypeVar("Stored")
+Blocks = tuple[npt.NDArray[np.uint8], Float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +74,8 @@ class _Writer:
     tensors: Mapping[str, TensorInfo]  # by their names in llama.cpp's `phi3`
     quant: DecoderQuant
     lora: bool
+    merges: Mapping[str, Merge]
+    threads: int
     progress: Progress
 
     def norm(self, name: str) -> str:
@@ -104,42 +86,56 @@ class _Writer:
         self.progress.advance(info.nbytes, info.name)
         return self.graph.weight(f"{name}.weight", values)
 
-    def pieces(self, name: str, kind: DecoderKind) -> Iterator[Float32]:
-        """The rows of a matrix, some at a time."""
-        info = self.tensors[name]
-        step = max(1, _PIECE_VALUES // info.cols)
-        for start in range(0, info.rows, step):
-            rows = self.source.rows(info, start, min(start + step, info.rows))
-            check_values(rows, F16 if kind == "fp16" else F32, info.name, info.file)
-            yield rows
-            self.progress.advance(info.nbytes * len(rows) // info.rows, info.name)
+    def pieces(
+        self, name: str, kind: DecoderKind, store: Callable[[Float32], Stored]
+    ) -> Generator[tuple[int, Stored], None, None]:
+        """What `store` makes of a matrix's rows, some rows at a time, and where each lot begins."""
+        info, merge = self.tensors[name], self.merges.get(name)
+        step = max(1, CHUNK_VALUES // info.cols)
+        a = None if merge is None else self.source.read(merge.a)
+
+        def job(start: int, stop: int) -> Stored:
+            rows = self.source.rows(info, start, stop)
+            if merge is not None and a is not None:
+                rows += np.float32(merge.scale) * (self.source.rows(merge.b, start, stop) @ a)
+            check_values(rows, F32 if kind == "fp32" else F16, info.name, info.file)
+            return store(rows)
+
+        starts = range(0, info.rows, step)
+        jobs = ((n, partial(job, n, min(n + step, info.rows))) for n in starts)
+        with closing(in_order(jobs, self.threads)) as done:
+            for start, stored in done:
+                yield start, stored
+                n_rows = min(step, info.rows - start)
+                self.progress.advance(info.nbytes // info.rows * n_rows, info.name)
 
     def matrix(self, name: str, group: Group) -> None:
         """Store `name.weight` [out, in] in its group's kind; blocks have their scales beside."""
         g, kind, info = self.graph, self.quant.of(group), self.tensors[f"{name}.weight"]
-        pieces = self.pieces(f"{name}.weight", kind)
-        if kind not in _BITS:
-            dtype = "float32" if kind == "fp32" else "float16"
-            g.stream(f"{name}.weight", dtype, (info.rows, info.cols), pieces)
+        weight = f"{name}.weight"
+        if kind not in BITS:
+            dtype = np.dtype(np.float32 if kind == "fp32" else np.float16)
+            with closing(self.pieces(weight, kind, lambda rows: rows.astype(dtype, copy=False))) as whole:
+                g.stream(weight, dtype.name, (info.rows, info.cols), (piece for _, piece in whole))
             return
-        bits, block = _BITS[kind], self.quant.block
-        scales: list[Float32] = []
+        bits, block = BITS[kind], self.quant.block
+        scales = np.empty((info.rows, info.cols // block), np.float32)
 
-        def quantized() -> Iterator[npt.NDArray[np.uint8]]:
-            for rows in pieces:
-                q, scale = quantize_blocks(rows, bits, block)
-                scales.append(scale)
+        def quantized(pieces: Iterator[tuple[int, Blocks]]) -> Iterator[npt.NDArray[np.uint8]]:
+            for start, (q, scale) in pieces:
+                scales[start : start + len(scale)] = scale
                 yield q
 
-        shape = (info.rows, info.cols // block, block * bits // 8)
-        g.stream(f"{name}.weight", "uint8", shape, quantized())
-        g.weight(f"{name}.scale", np.concatenate(scales))
+        with closing(self.pieces(weight, kind, lambda rows: quantize_blocks(rows, bits, block))) as pieces:
+            shape = (info.rows, info.cols // block, block * bits // 8)
+            g.stream(weight, "uint8", shape, quantized(pieces))
+        g.weight(f"{name}.scale", scales)
 
     def product(self, x: str, name: str, group: Group) -> str:
         """x Wᵀ with a stored matrix."""
         g, kind, info = self.graph, self.quant.of(group), self.tensors[f"{name}.weight"]
         weight = f"{name}.weight"
-        if kind in _BITS:
+        if kind in BITS:
             return g.op(
                 "MatMulNBits",
                 x,
@@ -148,7 +144,7 @@ class _Writer:
                 domain=MICROSOFT,
                 K=info.cols,
                 N=info.rows,
-                bits=_BITS[kind],
+                bits=BITS[kind],
                 block_size=self.quant.block,
                 accuracy_level=self.quant.accuracy_level,
             )
@@ -178,12 +174,17 @@ def write_decoder(
     quant: DecoderQuant,
     progress: Progress | None = None,
     producer: str = "",
+    *,
+    merges: Mapping[str, Merge] = _NO_MERGES,
+    threads: int = 1,
 ) -> list[BundleFile]:
     """Write the graphs into `directory`; memory is the graph and some rows of one matrix.
 
     Args:
         tensors: adapters among them are not written here, but give the graph their inputs.
         producer: goes into the graphs' metadata.
+        merges: by the weight's name, what is added to it before it is rounded.
+        threads: for rounding; the bytes do not depend on them.
 
     Returns:
         The files: the graphs, model.onnx first, and their data.
@@ -197,7 +198,9 @@ def write_decoder(
     _check_blocks(source, text, quant)
     infos = {target.name: info for target, info in tensors.text if info is not None}
     with OnnxGraph(directory, MODEL, producer) as graph:
-        w = _Writer(graph, source, text, infos, quant, bool(tensors.adapters), progress or Silent())
+        w = _Writer(
+            graph, source, text, infos, quant, bool(tensors.adapters), merges, threads, progress or Silent()
+        )
         _model(w)
         ids = helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["b", "s"])
         embeds = helper.make_tensor_value_info("inputs_embeds", _FLOAT, ["b", "s", text.d_model])
@@ -213,7 +216,7 @@ def _check_blocks(source: Checkpoint, text: TextSpec, quant: DecoderQuant) -> No
     shapes: dict[Group, tuple[int, ...]] = dict(linear_shapes(text))
     shapes["output"] = (text.vocab_size, text.d_model)
     for group, shape in shapes.items():
-        if quant.of(group) in _BITS and shape[1] % quant.block:
+        if quant.of(group) in BITS and shape[1] % quant.block:
             raise CheckpointError(
                 f"{source.root / 'config.json'}: {group} has rows of {shape[1]} weights, "
                 f"expected a multiple of {quant.block} for {quant.of(group)}"
@@ -246,8 +249,8 @@ def _embed(w: _Writer, ids: str) -> str:
     """Rows of the embedding, [b, s] -> [b, s, d_model]."""
     g, kind, table = w.graph, w.quant.of("token_embd"), "token_embd.weight"
     w.matrix("token_embd", "token_embd")
-    if kind in _BITS:
-        bits = _BITS[kind]
+    if kind in BITS:
+        bits = BITS[kind]
         flat = g.reshaped("token_embd.rows", table, (w.text.vocab_size, w.text.d_model * bits // 8))
         return g.op(
             "GatherBlockQuantized",
@@ -287,7 +290,8 @@ def _place(w: _Writer, mask: str) -> _Place:
     if rope.is_long_rope:
         # A table is chosen by where a slice of both begins, not by `If`: no branch copies more than is used.
         original = w.ints(rope.original_context)
-        is_long = g.op("Greater", g.op("ReduceMax", lengths), original)
+        announced = g.input("rope_tokens", "int64", (1,), default=np.zeros(1, np.int64))
+        is_long = g.op("Greater", g.op("Max", g.op("ReduceMax", lengths), announced), original)
         start = g.op("Where", is_long, original, w.ints(0))
         end = g.op("Add", start, width)
         cos, sin = (g.op("Slice", table, start, end, w.ints(0)) for table in (cos, sin))

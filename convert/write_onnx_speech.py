@@ -63,7 +63,7 @@ class _Writer:
         native = AUDIO + name
         info = self.source.tensors[original_name(native) if self.config.layout == "phi4mm" else native]
         values = self.source.read(info)
-        check_values(values, F16 if self.quant == "fp16" else F32, info.name, info.file)
+        check_values(values, F16 if self.quant in ("fp16", "int4") else F32, info.name, info.file)
         self.progress.advance(info.nbytes, info.name)
         return values
 

@@ -28,6 +28,7 @@ ENCODER_GRAPHS: Mapping[str, tuple[str, ...]] = {
     "vision": ("tower", "projector"),
     "speech": ("front", "trunk", "speech-projector", "vision-projector"),
 }
+ONNX_LORA_QUANTS = ("fp32", "fp16", "int8")
 _MAX_LAYERS = 512  # llama.cpp's own limit
 _MAX_VOCAB_SIZE = 1 << 24  # tokens; a real one has 200,064. Tables of that length are made from it
 _MAX_CONTEXT = (1 << 31) - 1  # tokens: llama.cpp counts positions in 32 bits
@@ -332,7 +333,7 @@ def _parse_onnx(top: Fields, adapters: Mapping[str, AdapterInfo]) -> OnnxInfo | 
             decoder=o.file("decoder"),
             embedding=o.file("embedding"),
             quant={k: str(v) for k, v in o.fields("quant").items()},
-            lora_quant=o.text("lora_quant"),
+            lora_quant=o.one_of("lora_quant", ONNX_LORA_QUANTS),
             adapters={name: files.file(name) for name in adapters},
         )
     gguf = top.has("decoder")

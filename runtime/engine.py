@@ -13,32 +13,26 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 
-from . import bundle as bundles
-from . import ggml_plugin, memory_guard, verify
 from .answer import Answer, Request
-from .decoder_ggml import GgmlDecoder, GgmlOptions
+from .backbone import BackboneOptions
 from .embeddings import spans
 from .errors import InputError
 from .ggml_observer import MatmulObserver
-from .gguf_check import AdapterFile
 from .hd import MAX_CROPS
 from .messages import Turn, parse
+from .model_parts import ModelParts
 from .parts import AudioProjector, EmbedSpan, Float32, Int32, Media, Mode, Progress, Reply, TokenSpan
 from .prompt import Piece, Slot, parse_raw, render
 from .router import route
 from .sampler import Sampling
 from .sampler_ggml import GgmlSampler
 from .session import Session
-from .spec import AdapterName
+from .spec import AdapterName, Backbone
 from .stream import TextStream
-from .threads import default_threads
-from .tokenizer import Tokenizer
 from .tools import parse_tools
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from .media import MediaEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -80,10 +74,14 @@ class Model:
         n_ctx: int = 0,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
-        kv_type: str = "f16",
+        kv_type: str | None = None,
         max_crops: int = MAX_CROPS,
         progress: Progress | None = None,
         observer: MatmulObserver | None = None,
+        backbone: Backbone | None = None,
+        provider: str = "cpu",
+        parts: ModelParts | None = None,
+        slot: int = 0,
     ) -> None:
         """
         Args:
@@ -92,47 +90,33 @@ class Model:
                 is taken as a conversation grows, not for the whole of it at once.
             n_threads: None: the physical cores this process may use.
             n_gpu_layers: layers for the GPU backend, where llama-cpp-python was built with one; -1: all.
-            kv_type: of the KV cache: f32, f16, q8_0 or q4_0.
+            kv_type: of the KV cache: f32, f16, q8_0 or q4_0; None: f16. The ONNX backbone has f32 alone.
             max_crops: 448-pixel squares a picture may be cut into; fewer mean fewer tokens and less
                 time. The reference has 36.
             progress: told of reading all files whole, which is done when a directory is first opened:
                 are they those that `convert` wrote?
-            observer: of everything that the decoder reads.
+            observer: of everything that the GGUF backbone reads.
+            backbone: which one runs, where the directory has both; None: the GGUF.
+            provider: what the ONNX backbone runs on: cpu, cuda, coreml, dml, qnn or webgpu.
+            parts: of a `ModelPool`: what else would be loaded with the options above.
+            slot: of its decoders.
 
         Raises:
             BundleError: the directory is missing, damaged or of another version.
-            InputError: an option out of range.
+            InputError: an option out of range, or not possible with this directory or installation.
             MemoryShortError: the weights need more than this process may take.
         """
+        if parts is None:
+            options = BackboneOptions(backbone, provider, n_threads, n_gpu_layers, kv_type, observer)
+            parts = ModelParts(Path(path), options, n_ctx=n_ctx, max_crops=max_crops, progress=progress)
         started = time.perf_counter()
-        bundle = self.bundle = bundles.load(Path(path))
-        text = bundle.text
-        if n_ctx < 0 or n_ctx > text.context_length:
-            raise InputError(
-                f"context is {n_ctx} tokens, this model takes 1 to {text.context_length} (0: all)"
-            )
-        on_cpu, packed = n_gpu_layers == 0, ggml_plugin.load().active
-        self._guard = memory_guard.Guard(
-            bundle, kv_type, packed=packed, on_cpu=on_cpu, n_threads=n_threads, max_crops=max_crops
-        )
-        options = GgmlOptions(n_threads, n_gpu_layers, kv_type, observer, self._guard.cache)
-        if not 1 <= max_crops <= MAX_CROPS:
-            raise InputError(f"max crops is {max_crops}, expected 1 to {MAX_CROPS}")
-        self._guard.load()
-        verify.check(bundle, progress)
-        self.tokenizer = Tokenizer(bundle.path(bundle.tokenizer), text.vocab_size)
-        self._decoder = GgmlDecoder(
-            bundle.path(bundle.decoder),
-            text,
-            {name: AdapterFile(bundle.path(a.file), a.alpha, a.rank) for name, a in bundle.adapters.items()},
-            options,
-        )
-        self._n_threads, self._max_crops = n_threads or default_threads(), max_crops
-        self._media: MediaEncoder | None = None  # OpenCV and the audio readers load with the first medium
+        self._parts, self._backbone, self._guard = parts, parts.backbone, parts.guard
+        self.bundle, self.tokenizer = parts.bundle, parts.tokenizer
+        self._decoder = parts.open(slot)
         self._notes: list[str] = []
-        self._session = Session(self._decoder, limit=n_ctx or text.context_length, note=self._note)
+        self._session = Session(self._decoder, limit=parts.limit, note=self._note)
         self._answer: Answer | None = None
-        self._load_ms = (time.perf_counter() - started) * 1e3
+        self._load_ms = (parts.load_s + time.perf_counter() - started) * 1e3
 
     def __enter__(self) -> Model:
         return self
@@ -146,13 +130,20 @@ class Model:
         """Give back memory. Safe to call twice."""
         self._end_answer()
         self._decoder.close()
+        if not self._parts.shared:
+            self._parts.close()
 
     def forget(self) -> None:
         """Empty the KV cache and drop the encodings that were kept; what is loaded stays loaded."""
         self._end_answer()
         self._session.reset()
-        if self._media is not None:
-            self._media.forget()
+        self._parts.forget_media()
+
+    @property
+    def engine(self) -> dict[str, str]:
+        """What runs the decoder: "backbone", gguf or onnx; its "provider"; "kv_type", of the KV cache."""
+        used = self._backbone
+        return {"backbone": used.kind, "provider": used.provider, "kv_type": used.kv_type}
 
     @property
     def context_used(self) -> int:
@@ -167,10 +158,9 @@ class Model:
     @property
     def resident(self) -> tuple[str, ...]:
         """What is in memory beside the backbone: each adapter and encoder comes when it is first needed."""
-        encoders = self._media.loaded if self._media is not None else ()
         return (
             *(f"{name} adapter" for name in self._decoder.resident_adapters),
-            *(f"{name} encoder" for name in encoders),
+            *(f"{name} encoder" for name in self._parts.encoders),
         )
 
     @overload
@@ -209,7 +199,7 @@ class Model:
 
         Raises:
             InputError: a message, tool or setting that cannot be used, or too long a prompt.
-            KernelError: llama.cpp failed, or an adapter was asked for that does not act.
+            KernelError: the engine failed, or an adapter was asked for that does not act.
         """
         parsed = parse(messages)
         tools = options.get("tools")
@@ -264,7 +254,7 @@ class Model:
 
         Raises:
             InputError: an id, `n` or adapter out of range, or more tokens than the context holds.
-            KernelError: llama.cpp failed, or the adapter does not act.
+            KernelError: the engine failed, or the adapter does not act.
         """
         self._end_answer()
         request = self._request(prompt, {"adapter": adapter}, False)
@@ -335,7 +325,7 @@ class Model:
         sampling = options.get("sampling") or Sampling()
         if not 0 <= n_forced <= len(draft):
             raise InputError(f"forced tokens is {n_forced}, expected 0 to the draft's {len(draft)}")
-        if n_forced and (sampling.grammar is not None or sampling.json_schema is not None):
+        if n_forced and sampling.is_constrained:
             raise InputError("forced tokens and a grammar or JSON schema are given, expected at most one")
         if np.isin(draft[:n_forced], self.tokenizer.unassigned_ids).any():
             raise InputError("draft: an id that is to be forced names no token")
@@ -348,11 +338,7 @@ class Model:
         return np.array(found, np.int32)
 
     def _embed(self, media: Media, projector: AudioProjector | None) -> EmbedSpan:
-        if self._media is None:
-            from .media import MediaEncoder
-
-            self._media = MediaEncoder(self.bundle, n_threads=self._n_threads, max_crops=self._max_crops)
-        return self._media.embed(media, projector)
+        return self._parts.embed(media, projector)
 
     def _answer_to(
         self, pieces: Sequence[Piece], options: CompleteOptions, stream: bool, *, with_tools: bool
@@ -361,15 +347,12 @@ class Model:
         self._notes = []
         request = self._request(pieces, options, with_tools)
         reasoning = self.bundle.chat_format == "phi4-mini-reasoning"
+        sampling = options.get("sampling") or Sampling()
+        vocab = self._backbone.vocab(self._decoder) if sampling.is_constrained else None
         self._answer = Answer(
             request,
             self._session,
-            GgmlSampler(
-                options.get("sampling") or Sampling(),
-                self._decoder.vocab,
-                self.bundle.text.vocab_size,
-                self.tokenizer.unassigned_ids,
-            ),
+            GgmlSampler(sampling, vocab, self.bundle.text.vocab_size, self.tokenizer.unassigned_ids),
             TextStream(self.tokenizer, stop=options.get("stop", ()), reasoning=reasoning),
             self.tokenizer,
             load_ms=self._load_ms,

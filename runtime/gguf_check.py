@@ -98,6 +98,23 @@ def check_model(header: GgufHeader, spec: TextSpec | None) -> None:
     _check_factors(header, found, spec)
 
 
+def read_vocabulary(path: Path, spec: TextSpec) -> None:
+    """See to it that llama.cpp can be given a GGUF without tensors, for its vocabulary alone.
+
+    Args:
+        spec: what bundle.json says the model is.
+
+    Raises:
+        BundleError: it cannot.
+    """
+    header = read_header(path)
+    _check_kinds(header)
+    if header.text("general.architecture") != ARCHITECTURE or header.tensors:
+        raise _wrong(header, f"is not a vocabulary of the architecture {ARCHITECTURE}")
+    _check_shape(header, spec)
+    _check_vocabulary(header, spec, strict=True)
+
+
 def read_adapter(file: AdapterFile, name: str | None, base: GgufHeader) -> GgufHeader:
     """The header of an adapter that fits a backbone and that llama.cpp can be given.
 

@@ -14,13 +14,14 @@ from typing import cast
 
 import numpy as np
 
-from . import memory, ram_model
+from . import memory, ram_encoders, ram_model
 from .bundle import Bundle
 from .errors import InputError
 from .hd import MAX_CROPS, MAX_PIXELS, layout
 from .image_header import HeaderError, read_header
 from .parts import Media, Mode
-from .ram_model import BATCH, CELLS, TOKENIZER, Estimate, Use
+from .ram_model import BATCH, CELLS, Estimate, Use
+from .spec import Backbone
 from .threads import default_threads
 
 _CERTAIN = 1 - ram_model.MARGIN  # so much of a prediction is refused where it is not there
@@ -66,10 +67,11 @@ class Guard:
 
     def __init__(
         self, bundle: Bundle, kv_type: str, *, packed: bool, on_cpu: bool, n_threads: int | None = None,
-        max_crops: int = MAX_CROPS,
+        max_crops: int = MAX_CROPS, backbone: Backbone | None = None,
     ) -> None:  # fmt: skip
-        """`packed`: as in `Use`; `on_cpu`: no layer is for a GPU; the others as for `Model`."""
-        self._name, self._sizes, self._on_cpu = bundle.name, ram_model.sizes_of(bundle), on_cpu
+        """`packed`: as in `Use`; `on_cpu`: no other device computes; the others as for `Model`."""
+        self._name, self._sizes, self._on_cpu = bundle.name, ram_model.sizes_of(bundle, backbone), on_cpu
+        kv_type = self._sizes.kv_type or kv_type
         self._use = Use(kv_type=kv_type, n_ctx=CELLS, max_crops=max_crops, packed=packed)
         self._n_threads = n_threads or default_threads()
         self.rows = 0  # tokens of the next prompt, if they are known: a pass of fewer touches less
@@ -88,11 +90,10 @@ class Guard:
             use = replace(use, image=max(pictures, key=lambda one: one[0] * one[1]))
         found = self._estimate(use)
         need = self._libraries(name for name in ("vision", "speech") if name in mode)
-        there = found.program - int(TOKENIZER * self._sizes.tokenizer)  # libraries are counted in `need`
-        sessions = ram_model.MEDIA if mode != "language" else 0
-        sessions -= sum(one.resident for one in _LIBRARIES.values()) if sessions else 0
-        need.resident += found.certain - there + sessions
-        need.idle += ram_model.logits_bytes(self._sizes.text, use.context) + self._started()
+        need.resident += found.certain - ram_model.PROGRAM  # which is there
+        if mode != "language":
+            need.resident -= sum(one.resident for one in _LIBRARIES.values())  # counted already
+        need.idle += ram_model.logits_bytes(self._sizes, use.context) + self._started()
         need.mapped += found.loading + _ARENA
         what = self._name if mode == "language" else f"{self._name}, {_SAID[mode]},"
         self._require(what, need, use, found)
@@ -118,8 +119,8 @@ class Guard:
 
     def cache(self, before: int, after: int, copied: int) -> None:
         """Before a KV cache of `after` tokens takes the place of one of `before`; `copied` go over."""
-        text, kv_type = self._sizes.text, self._use.kv_type
-        state = ram_model.kv_bytes(text, copied, kv_type)
+        kv_type = self._use.kv_type
+        state = ram_model.copy_bytes(self._sizes, copied, kv_type)
         need = _Need(self._cache(after, kv_type, copied) - self._cache(before, kv_type, copied))
         need.resident = max(need.resident, 0) + state if state else need.resident
         if need.resident <= 0:
@@ -136,16 +137,16 @@ class Guard:
             return ram_model.kv_bytes(text, n, kv_type)
         rows = min(self.rows or BATCH, BATCH)
         return ram_model.kv_bytes(text, n, kv_type) + ram_model.compute_bytes(
-            text, n, kv_type, lora=False, rows=rows
+            self._sizes, n, kv_type, lora=False, rows=rows
         )
 
     def _whole(self, n: int, kv_type: str) -> int:
         """What llama.cpp asks for."""
-        text = self._sizes.text
         if not n:
             return 0
-        buffers = ram_model.compute_bytes(text, n, kv_type, lora=False) + ram_model.logits_bytes(text, n)
-        return ram_model.kv_bytes(text, n, kv_type) + buffers
+        sizes = self._sizes
+        buffers = ram_model.compute_bytes(sizes, n, kv_type, lora=False) + ram_model.logits_bytes(sizes, n)
+        return ram_model.kv_bytes(sizes.text, n, kv_type) + buffers
 
     def _check_media(
         self, wanted: list[str], new: list[str], adapter: str | None,
@@ -157,20 +158,22 @@ class Guard:
         sizes, width = self._sizes, self._sizes.text.d_model * 4
         if "vision" in wanted:
             use = replace(use, image=max(pictures or [_SMALLEST[0]], key=lambda one: one[0] * one[1]))
-            kept, work = ram_model.vision_bytes(sizes, use.image, use.max_crops)
+            kept, work = ram_encoders.vision_bytes(
+                sizes.encoders["vision"], sizes.text.d_model, use.image, use.max_crops
+            )
             if "vision" in new:
                 rows = [layout(*one, use.max_crops).n_tokens * width for one in pictures]
                 need.resident += kept + max(sum(rows) - max(rows, default=0), 0)
             else:  # it may be one that has been encoded already
-                work = ram_model.picture_bytes(*use.image, layout(*use.image, use.max_crops))
+                work = ram_encoders.picture_bytes(*use.image, layout(*use.image, use.max_crops))
             at_once.append(work)
         if "speech" in new:
-            kept, work = ram_model.speech_bytes(sizes, use.seconds)
+            kept, work = ram_encoders.speech_bytes(sizes.encoders["speech"], sizes.text.d_model, use.seconds)
             need.resident += kept
             at_once.append(work)
         need.resident += max(at_once)
         if new:  # what reading the vocabulary has left is used again
-            need.resident = max(need.resident - int(ram_model.SPARE * sizes.tokenizer), 0)
+            need.resident = max(need.resident - ram_model.spare_bytes(sizes), 0)
         names = [f"{adapter} adapter"] if adapter is not None else []
         names += [f"{name} encoder" for name in new] or (["the picture"] if "vision" in wanted else [])
         if need.resident > 0 and names:

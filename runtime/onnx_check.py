@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from .errors import BundleError
+from .spec import TextSpec
 
+BACKBONE_DATA = "model.onnx.data"  # what the graphs of the backbone share
 MAX_GRAPH_BYTES = 16 << 20  # the largest of ours has 2.9 MB: large weights are in the data file beside
 _MAX_FIELDS = 150_000  # ours have up to 36,600
 _MAX_NODES = 12_000  # ours have up to 3,345; 30,000 take ONNX Runtime 11 s to load
@@ -27,14 +30,19 @@ _MAX_VALUES = 1 << 40  # in a tensor
 _VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types; there is no 64-bit one in our graphs
 _IR_VERSION = 10
 _OPSETS = {"": 21, "com.microsoft": 1}
-_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # TensorProto.DataType: float32 … float16
+_DTYPES = {  # of TensorProto.DataType
+    1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"
+}  # fmt: skip
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # of each
 _OPERATORS: Mapping[str, tuple[str, ...]] = {
     "": ("Abs", "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "Div", "DynamicQuantizeLinear",
-         "Flatten", "Gather", "Gelu", "Identity", "LayerNormalization", "MatMul", "Max", "Mul",
-         "QuantizeLinear", "Range", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Shape", "Softmax", "Split",
-         "Squeeze", "Sub", "Transpose", "Unsqueeze"),
-    "com.microsoft": ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention",
-                      "QuickGelu"),
+         "Flatten", "Gather", "Gelu", "Greater", "Identity", "LayerNormalization", "MatMul", "Max", "Mul",
+         "Neg", "QuantizeLinear", "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape",
+         "SimplifiedLayerNormalization", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose",
+         "Unsqueeze", "Where"),
+    "com.microsoft": ("DynamicQuantizeMatMul", "FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention",
+                      "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QuickGelu",
+                      "SkipSimplifiedLayerNormalization"),
 }  # fmt: skip
 
 # The fields of each message that the converter writes: number -> wire type.
@@ -55,7 +63,87 @@ Span = tuple[int, int]  # a message's bytes within the file: from, to
 Fields = Mapping[int, list[Span]]  # a message: field -> what it holds; a number's span is (the number, 0)
 
 
-def check_graph(path: Path, inputs: Mapping[str, int], output: str) -> None:
+@dataclass(frozen=True, slots=True)
+class End:
+    """An input or an output of a graph."""
+
+    dtype: str  # numpy's name
+    dims: tuple[int | None, ...]  # None: as large as the caller makes it
+    has_default: bool = False  # it may be left out
+
+    def __str__(self) -> str:
+        dims = ", ".join("any" if n is None else str(n) for n in self.dims)
+        return f"{self.dtype} [{dims}]{' with a default' if self.has_default else ''}"
+
+
+def decoder_ends(text: TextSpec, lora_quant: str | None) -> tuple[dict[str, End], dict[str, End]]:
+    """The inputs and the outputs of the backbone's decoder.onnx, see convert/write_onnx_decoder.py.
+
+    Args:
+        lora_quant: "fp32", "fp16" or "int8", what its adapters are; None: there are none.
+    """
+    cache = End("float32", (None, text.n_kv_heads, None, text.head_dim))
+    layers = [f"{n}.{part}" for n in range(text.n_layers) for part in ("key", "value")]
+    inputs = {
+        "inputs_embeds": End("float32", (None, None, text.d_model)),
+        "attention_mask": End("int64", (None, None)),
+        "n_logits": End("int64", (1,), has_default=True),
+        **{f"past_key_values.{name}": cache for name in layers},
+    }
+    if text.rope.is_long_rope:
+        inputs["rope_tokens"] = End("int64", (1,), has_default=True)
+    if lora_quant is not None:
+        inputs |= lora_ends(text, lora_quant, None)
+    outputs = {"logits": End("float32", (None, None, text.vocab_size))}
+    return inputs, outputs | {f"present.{name}": cache for name in layers}
+
+
+def embedding_ends(text: TextSpec) -> tuple[dict[str, End], dict[str, End]]:
+    """The same of embedding.onnx."""
+    return {"input_ids": End("int64", (None, None))}, {
+        "inputs_embeds": End("float32", (None, None, text.d_model))
+    }
+
+
+def lora_ends(text: TextSpec, quant: str, rank: int | None) -> dict[str, End]:
+    """What an adapter of the backbone consists of, by the names of the graph's inputs for it."""
+    shapes = {
+        "attn_qkv": (text.d_model, text.d_q + 2 * text.d_kv),
+        "attn_output": (text.d_q, text.d_model),
+        "ffn_up": (text.d_model, 2 * text.d_ff),
+        "ffn_down": (text.d_ff, text.d_model),
+    }
+    dtype = {"fp32": "float32", "fp16": "float16"}.get(quant, "int8")
+    ends = {}
+    for layer in range(text.n_layers):
+        for name, (d_in, d_out) in shapes.items():
+            ends[f"blk.{layer}.{name}.lora_A"] = End(dtype, (d_in, rank), has_default=True)
+            ends[f"blk.{layer}.{name}.lora_B"] = End(dtype, (rank, d_out), has_default=True)
+            if dtype == "int8":
+                ends[f"blk.{layer}.{name}.lora_scale"] = End("float32", (rank,), has_default=True)
+    return ends
+
+
+def check_backbone(path: Path, inputs: Mapping[str, End], outputs: Mapping[str, End]) -> bytes:
+    """Refuse a graph that is not the converter's decoder.onnx or embedding.onnx.
+
+    Args:
+        path: the graph. It may refer to BACKBONE_DATA beside it, and to no other file.
+
+    Returns:
+        what was checked: the file's bytes.
+
+    Raises:
+        BundleError: as for `check_graph`.
+    """
+    raw = _read(path)
+    data = path.with_name(BACKBONE_DATA)
+    graph = _Graph(path, raw, data.name, _data_size(data))
+    graph.check_ends(graph.check(), inputs, outputs)
+    return raw
+
+
+def check_graph(path: Path, inputs: Mapping[str, int], output: str) -> bytes:
     """Refuse a graph that is not one of the converter's.
 
     Args:
@@ -63,11 +151,17 @@ def check_graph(path: Path, inputs: Mapping[str, int], output: str) -> None:
         inputs: the name of each input, and how many dimensions it has.
         output: the name of the one output.
 
+    Returns:
+        what was checked: the file's bytes.
+
     Raises:
         BundleError: missing, damaged, with other inputs or outputs, or holding what is never written.
     """
+    data = path.with_name(f"{path.name}.data")
     raw = _read(path)
-    _Graph(path, raw, _data_size(path)).check(inputs, output)
+    graph = _Graph(path, raw, data.name, _data_size(data))
+    graph.check_ranks(graph.check(), inputs, output)
+    return raw
 
 
 def _read(path: Path) -> bytes:
@@ -85,12 +179,11 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path}: cannot be read: {exc.strerror}") from None
 
 
-def _data_size(path: Path) -> int:
+def _data_size(data: Path) -> int:
     """Bytes of the data file; 0 where there is none."""
-    data = path.with_name(f"{path.name}.data")
     try:
         about = data.stat()
-        if not stat.S_ISREG(about.st_mode) or not data.resolve().is_relative_to(path.parent.resolve()):
+        if not stat.S_ISREG(about.st_mode) or not data.resolve().is_relative_to(data.parent.resolve()):
             raise BundleError(f"{data}: is not a regular file of this directory")
     except FileNotFoundError:
         return 0
@@ -99,15 +192,19 @@ def _data_size(path: Path) -> int:
     return about.st_size
 
 
+_Ends = tuple[list[tuple[str, End]], list[tuple[str, End]]]  # inputs and outputs
+
+
 class _Graph:
     """One graph's bytes, and how much of them has been walked."""
 
-    def __init__(self, path: Path, raw: bytes, data_size: int) -> None:
-        self._path, self._raw, self._data_size = path, raw, data_size
+    def __init__(self, path: Path, raw: bytes, data_name: str, data_size: int) -> None:
+        self._path, self._raw, self._data_name, self._data_size = path, raw, data_name, data_size
         self._fields_left = _MAX_FIELDS
         self._domains: set[str] = set()  # of operators, as the graph declares them
 
-    def check(self, inputs: Mapping[str, int], output: str) -> None:
+    def check(self) -> _Ends:
+        """Walk everything."""
         model = self._message((0, len(self._raw)), _MODEL, "model")
         if [v for v, _ in model.get(1, [])] != [_IR_VERSION]:
             self._fail(f"is not an ONNX graph of IR version {_IR_VERSION}")
@@ -130,19 +227,35 @@ class _Graph:
         names = [self._tensor(span, inline=False) for span in graph.get(5, [])]
         if len(set(names)) != len(names):
             self._fail("holds a tensor twice")
-        self._ends(graph, inputs, output)
+        inputs, outputs = ([self._end(s, set(names)) for s in graph.get(field, [])] for field in (11, 12))
+        return inputs, outputs
 
-    def _ends(self, graph: Fields, inputs: Mapping[str, int], output: str) -> None:
-        found = [self._end(span) for span in graph.get(11, [])]
-        outputs = [name for name, _ in (self._end(span) for span in graph.get(12, []))]
+    def check_ranks(self, ends: _Ends, inputs: Mapping[str, int], output: str) -> None:
+        """Are these its inputs, with so many dimensions, and its one output?"""
+        found = [(name, len(end.dims)) for name, end in ends[0]]
+        outputs = [name for name, _ in ends[1]]
         if sorted(found) != sorted(inputs.items()) or outputs != [output]:
             self._fail(
                 f"has inputs {_names(found)} and outputs {', '.join(outputs)[:60] or 'none'}, expected "
                 f"{_names(inputs.items())} and {output}: it is not the graph that the converter writes"
             )
 
-    def _end(self, span: Span) -> tuple[str, int]:
-        """An input's or output's name, and how many dimensions it has."""
+    def check_ends(self, ends: _Ends, inputs: Mapping[str, End], outputs: Mapping[str, End]) -> None:
+        """Are these its inputs and outputs, exactly?"""
+        for what, found, wanted in (("input", ends[0], inputs), ("output", ends[1], outputs)):
+            if len(dict(found)) != len(found):
+                self._fail(f"has an {what} twice")
+            for name, end in found:
+                if name not in wanted:
+                    self._fail(f"has the {what} {name[:60]!r}, which the converter does not write")
+                if end != wanted[name]:
+                    self._fail(f"{what} {name!r} is {str(end)[:80]}, expected {wanted[name]}")
+            missing = sorted(wanted.keys() - dict(found).keys())
+            if missing:
+                self._fail(f"has no {what} {missing[0]!r}")
+
+    def _end(self, span: Span, defaults: Container[str]) -> tuple[str, End]:
+        """An input or output by its name."""
         value = self._message(span, _VALUE_INFO, "value")
         try:
             kind = self._message(value[2][0], _TYPE, "type")
@@ -151,17 +264,24 @@ class _Graph:
             element = tensor[1][0][0]
         except (KeyError, IndexError):
             self._fail("has an input or output without a shape")
-        if element not in _ITEM_BYTES:
+        if element not in _DTYPES:
             self._fail(f"has an input or output of the unknown type {element}")
+        sizes: list[int | None] = []
         for dim in dims:
-            for n, _ in self._message(dim, _DIM, "dimension").get(1, []):
+            fields = self._message(dim, _DIM, "dimension")
+            for n, _ in fields.get(1, []):
                 if not 1 <= n < 1 << 31:
                     self._fail(f"has an input or output with a dimension of {n}")
-        return self._text(value, 1), len(dims)
+            sizes.append(fields[1][-1][0] if 1 in fields else None)
+        name = self._text(value, 1)
+        return name, End(_DTYPES[element], tuple(sizes), name in defaults)
 
     def _node(self, span: Span) -> None:
         node = self._message(span, _NODE, "node")
         op, domain = self._text(node, 4), self._text(node, 7)
+        for field in (1, 2, 3):
+            for name in node.get(field, []):
+                self._text({field: [name]}, field)
         if domain not in self._domains or op not in _OPERATORS.get(domain, ()):
             self._fail(f"uses the operator {f'{domain}.{op}'[:80]!r}, which the converter does not write")
         for attribute in node.get(5, []):
@@ -198,17 +318,15 @@ class _Graph:
             if key in entries or key not in ("location", "offset", "length"):
                 self._fail(f"{where} has {key[:40]!r} twice, or for no reason")
             entries[key] = self._text(entry, 2)
-        if entries.get("location") != f"{self._path.name}.data":
-            self._fail(
-                f"refers to a file other than {self._path.name}.data: it was not made by the converter"
-            )
+        if entries.get("location") != self._data_name:
+            self._fail(f"refers to a file other than {self._data_name}: it was not made by the converter")
         at, length = (entries.get(key, "") for key in ("offset", "length"))
         if not all(text.isascii() and text.isdecimal() and len(text) < 16 for text in (at, length)):
             self._fail(f"{where} has no offset and length in the data file")
         if int(length) != n_bytes or int(at) + n_bytes > self._data_size:
             self._fail(
                 f"{where} takes {length[:20]} bytes from {at[:20]}, its shape needs {n_bytes} of the "
-                f"{self._data_size} that {self._path.name}.data has"
+                f"{self._data_size} that {self._data_name} has"
             )
 
     def _text(self, message: Fields, field: int) -> str:

@@ -12,16 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from . import ram_encoders, ram_onnx
 from .bundle import Bundle
+from .errors import InputError
 from .gguf_header import BLOCKS
-from .hd import CROP_PATCHES, MAX_CROPS, Layout, layout
+from .hd import CROP_PATCHES, MAX_CROPS, layout
 from .parts import Mode
-from .spec import TextSpec
+from .ram_encoders import TOKENS_PER_SECOND
+from .ram_encoders import FileSize as FileSize
+from .spec import Backbone, TextSpec
 
 MODES: tuple[Mode, ...] = ("language", "vision", "speech", "vision_speech")
 CELLS = 256  # a context is whole multiples of it
 MARGIN = 0.05  # of everything: what a prediction may be off by
-TOKENS_PER_SECOND = 12.5  # of audio
+CONTEXTS = (1024, 4096, 16384)  # tokens, for an overview
 PROMPT_TOKENS = 64  # of the question beside a picture or a clip
 
 BATCH = 512  # tokens in one pass, as in decoder_ggml
@@ -29,52 +33,13 @@ GROWTH = 512  # tokens that room is made for at least when a cache is full, as i
 # Interpreter, numpy, llama.cpp, the command line; OpenCV, ONNX Runtime and the audio readers, once one of
 # them is needed; what a context takes beside its cache and its pass. Of phi4-nano's `run`.
 PROGRAM, MEDIA, _CONTEXT = 61_000_000, 51_000_000, 9_000_000
+_ONNX = 33_000_000  # ONNX Runtime and its first sessions, where there is no medium: part of MEDIA
 # For each byte of tokenizer.json: 18.3 in the tokenizer and 12.5 in llama.cpp's vocabulary (13.3 MB and
 # phi4-nano's 0.18 MB). While they are read 14.7 more come and go; malloc keeps these, and encoders use them.
-TOKENIZER, SPARE = 30.8, 14.7
+_TOKENIZER, _VOCABULARY, _SPARE = 18.3, 12.5, 14.7
 _MASK_BYTES = 6  # of attention's mask for a token and a cell: float32, and float16 for flash attention
-_CROP_BYTES = 3 * 448 * 448 * 4
-_CROP_FEATURES = 256
 _REPACKED = ("Q4_0", "Q4_K")  # what stock ggml copies on a CPU with AVX2; it maps the rest
 _BYTES = {name.lower(): bytes_ / n for name, n, bytes_ in BLOCKS.values()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Cost:
-    """An encoder at full size, by the type of its weights."""
-
-    file: int  # bytes of its graphs
-    resident: float  # loaded, for each byte of the file
-    work: int  # bytes of ONNX Runtime's arena after the first crop, or for a clip's first tokens
-    mapped: float = 0.0  # for each byte of the file: pages of it that stay in use, and can be taken back
-    least: int = 0  # of the arena at any width: phi4-nano's, which is a ninth as wide
-
-
-# fp16 is computed in fp32; int4 keeps some of what is mapped beside what it packs.
-_VISION = {
-    "int8": _Cost(429_900_000, 1.17, 150_000_000, least=42_000_000),
-    "int4": _Cost(319_800_000, 1.00, 230_000_000, 0.42),
-    "fp16": _Cost(824_200_000, 2.12, 235_000_000),
-    "fp32": _Cost(1_645_500_000, 1.01, 235_000_000, least=7_000_000),
-}
-_SPEECH = {
-    "int8": _Cost(470_700_000, 1.01, 46_000_000),
-    "int4": _Cost(309_400_000, 1.00, 45_000_000, 0.35),
-    "fp16": _Cost(935_400_000, 2.10, 60_000_000),
-    "fp32": _Cost(1_866_500_000, 1.00, 50_000_000),
-}
-_VISION_WIDTH, _SPEECH_WIDTH = 1152, 1024
-_PROJECTOR_BYTES = 50_000_000  # of 2,048 rows in the vision projector
-_SPEECH_TOKEN_BYTES, _BLOCK_TOKENS = 280_000, 500  # for a token of a block, and a block's most
-_PAIR_BYTES = 32  # for two of its tokens: attention's scores and their softmax, of the fewest heads, four
-
-
-@dataclass(frozen=True, slots=True)
-class FileSize:
-    """An adapter or an encoder on disk."""
-
-    n_bytes: int
-    quant: str  # Q8_0, …; int8, int4, fp16 or fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +47,17 @@ class Sizes:
     """A model on disk, as far as memory depends on it; of a model directory, or of one to be made."""
 
     text: TextSpec
-    backbone: int  # bytes
-    quant: Mapping[str, str]  # tensor group -> ggml types
+    backbone: int  # bytes of the GGUF, or of the graphs' data
+    quant: Mapping[str, str]  # tensor group -> ggml types; of ONNX as in `bundle.OnnxInfo`
     adapters: Mapping[str, FileSize]
     encoders: Mapping[str, FileSize]
     tokenizer: int  # bytes of tokenizer.json
+    engine: Backbone = "gguf"
+
+    @property
+    def kv_type(self) -> str | None:
+        """The only type that its KV cache can have; None: the user chooses."""
+        return "f32" if self.engine == "onnx" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +143,29 @@ class Estimate:
         }
 
 
-def sizes_of(bundle: Bundle) -> Sizes:
-    """What a model directory holds."""
+def sizes_of(bundle: Bundle, engine: Backbone | None = None) -> Sizes:
+    """What a model directory holds, with one of its backbones; None: the better one.
+
+    Raises:
+        InputError: there is no such backbone.
+    """
     on_disk = {f.path: f.size for f in bundle.files}
 
     def graphs(files: Mapping[str, str]) -> int:
         return sum(on_disk[f] + on_disk.get(f"{f}.data", 0) for f in files.values())
 
-    return Sizes(
-        text=bundle.text,
-        backbone=on_disk[bundle.decoder],
-        quant=bundle.quant,
-        adapters={name: FileSize(on_disk[a.file], a.quant) for name, a in bundle.adapters.items()},
-        encoders={name: FileSize(graphs(e.graphs), e.quant) for name, e in bundle.encoders.items()},
-        tokenizer=on_disk[bundle.tokenizer],
-    )
+    encoders = {name: FileSize(graphs(e.graphs), e.quant) for name, e in bundle.encoders.items()}
+    tokenizer, engine = on_disk[bundle.tokenizer], engine or bundle.backbones[0]
+    if engine == "gguf":
+        adapters = {n: FileSize(on_disk[a.file], a.quant) for n, a in bundle.adapters.items() if a.file}
+        n_bytes = on_disk[bundle.gguf.name]
+        return Sizes(bundle.text, n_bytes, bundle.quant, adapters, encoders, tokenizer)
+    onnx = bundle.onnx
+    if onnx is None:
+        raise InputError(f"{bundle.root}: has no ONNX backbone: convert it with --backbone onnx or both")
+    adapters = {name: FileSize(on_disk[file], onnx.lora_quant) for name, file in onnx.adapters.items()}
+    n_bytes = on_disk.get(f"{onnx.model}.data", 0)
+    return Sizes(bundle.text, n_bytes, onnx.quant, adapters, encoders, tokenizer, engine)
 
 
 def modes_of(sizes: Sizes) -> tuple[Mode, ...]:
@@ -203,29 +182,58 @@ def estimate(sizes: Sizes, use: Use) -> Estimate:
     """
     weights, mapped, loading = _weights(sizes, use.packed)
     adapter = "vision" if use.image_tokens else "speech" if use.audio_tokens else None
-    looks = vision_bytes(sizes, use.image, use.max_crops) if use.image_tokens else (0, 0)
-    listens = speech_bytes(sizes, use.seconds) if use.audio_tokens else (0, 0)
+    kv_type = sizes.kv_type or use.kv_type
+    mapped += sum(ram_encoders.mapped_bytes(n, one) for n, one in sizes.encoders.items() if n in use.mode)
+    own = adapter_bytes(sizes, adapter)
+    if (lora := sizes.adapters.get(adapter or "")) is not None:
+        mapped += lora.n_bytes - own
+    width, listens, looks = sizes.text.d_model, (0, 0), (0, 0)
+    if use.image_tokens:
+        looks = ram_encoders.vision_bytes(sizes.encoders["vision"], width, use.image, use.max_crops)
+    if use.audio_tokens:
+        listens = ram_encoders.speech_bytes(sizes.encoders["speech"], width, use.seconds)
     encoder = looks[0] + listens[0]
-    program = PROGRAM + (MEDIA if encoder else 0) + int(TOKENIZER * sizes.tokenizer)
+    libraries = MEDIA if encoder else _ONNX if sizes.engine == "onnx" else 0
+    program = PROGRAM + libraries + tokenizer_bytes(sizes)
     copied = use.context - GROWTH if use.grown else 0
     return Estimate(
         weights=weights,
-        mapped=mapped + sum(_encoder_mapped(sizes, name) for name in sizes.encoders if name in use.mode),
-        adapter=adapter_bytes(sizes, adapter),
-        kv=kv_bytes(sizes.text, use.context, use.kv_type),
-        copy=kv_bytes(sizes.text, max(copied, 0), use.kv_type),
-        encoder=max(encoder - int(SPARE * sizes.tokenizer), 0),
+        mapped=mapped,
+        adapter=own,
+        kv=kv_bytes(sizes.text, use.context, kv_type),
+        copy=copy_bytes(sizes, max(copied, 0), kv_type),
+        encoder=max(encoder - spare_bytes(sizes), 0),
         encoder_work=max(looks[1], listens[1]),
-        compute=compute_bytes(sizes.text, use.context, use.kv_type, adapter in sizes.adapters),
+        compute=compute_bytes(sizes, use.context, kv_type, lora is not None),
         program=program,
         loading=loading,
     )
 
 
+def tokenizer_bytes(sizes: Sizes) -> int:
+    """The vocabulary in memory. With ONNX llama.cpp's is loaded for grammars alone."""
+    return int((_TOKENIZER + (_VOCABULARY if sizes.engine == "gguf" else 0.0)) * sizes.tokenizer)
+
+
+def overview(bundle: Bundle, engine: Backbone, *, packed: bool) -> dict[Mode, dict[int, int]]:
+    """Bytes that each mode should have, by the tokens of a conversation that grows; `packed`: as in `Use`."""
+    sizes, most = sizes_of(bundle, engine), bundle.text.context_length
+    contexts = [n for n in CONTEXTS if n <= most] or [most]
+    return {
+        mode: {n: estimate(sizes, Use(mode, n, packed=packed, grown=True)).wanted for n in contexts}
+        for mode in modes_of(sizes)
+    }
+
+
+def spare_bytes(sizes: Sizes) -> int:
+    """What reading the vocabulary has left for encoders; packing for ONNX Runtime has used it by then."""
+    return int(_SPARE * sizes.tokenizer) if sizes.engine == "gguf" else 0
+
+
 def adapter_bytes(sizes: Sizes, name: str | None) -> int:
-    """An adapter's weights: packed, they take what they take on disk."""
+    """An adapter's weights: packed, they take what they take on disk. ONNX Runtime's are mapped."""
     found = sizes.adapters.get(name or "")
-    return 0 if found is None else found.n_bytes
+    return 0 if found is None or sizes.engine == "onnx" else found.n_bytes
 
 
 def kv_bytes(text: TextSpec, n_ctx: int, kv_type: str) -> int:
@@ -233,67 +241,29 @@ def kv_bytes(text: TextSpec, n_ctx: int, kv_type: str) -> int:
     return int(-(-n_ctx // CELLS) * CELLS * text.kv_values_per_token * _BYTES.get(kv_type, 0.0))
 
 
-def compute_bytes(text: TextSpec, n_ctx: int, kv_type: str, lora: bool, rows: int = BATCH) -> int:
+def copy_bytes(sizes: Sizes, n: int, kv_type: str) -> int:
+    """What is there twice while n tokens go over into a larger cache: all of it, or of ONNX one buffer."""
+    return kv_bytes(sizes.text, n, kv_type) // (2 * sizes.text.n_layers if sizes.engine == "onnx" else 1)
+
+
+def compute_bytes(sizes: Sizes, n_ctx: int, kv_type: str, lora: bool, rows: int = BATCH) -> int:
     """What a context's buffers for passes of `rows` tokens come to, as far as they are touched.
 
     At most at the MLP: the residual, its norm, and gate and up together; with an adapter B (A x) of these
     beside W x. The logits of 512 rows are part of the buffer (410 MB) and stay untouched but for the last.
     """
+    text = sizes.text
+    if sizes.engine == "onnx":
+        return ram_onnx.compute_bytes(text, n_ctx, lora, rows)
     n, wide = min(rows, n_ctx), 2 * text.d_ff
     values = n * (2 * wide + text.d_model if lora else wide + 2 * text.d_model)
     scores = n * n_ctx * text.n_heads * 4 if kv_type == "f32" else 0  # no flash attention
     return _CONTEXT + values * 4 + n * n_ctx * _MASK_BYTES + scores + 4 * 4 * text.vocab_size
 
 
-def logits_bytes(text: TextSpec, n_ctx: int) -> int:
+def logits_bytes(sizes: Sizes, n_ctx: int) -> int:
     """Of every row of a pass: llama.cpp makes room for them, and writes those that are asked for."""
-    return min(BATCH, n_ctx) * text.vocab_size * 4
-
-
-def vision_bytes(sizes: Sizes, image: tuple[int, int], max_crops: int) -> tuple[int, int]:
-    """The vision encoder loaded with what it keeps, and what it takes while it reads a picture."""
-    size = sizes.encoders["vision"]
-    cost, (width, height) = _cost("vision", size), image
-    made = layout(width, height, max_crops)
-    scale = _scale(size, cost)
-    rows = made.n_tokens * sizes.text.d_model * 4
-    features = int(made.n_crops * _CROP_FEATURES * _VISION_WIDTH * scale) * 4
-    arena = cost.least + int((cost.work - cost.least) * scale)
-    work = width * height * 3 + made.n_crops * _CROP_BYTES + 2 * features + int(_PROJECTOR_BYTES * scale)
-    before = picture_bytes(width, height, made) - arena  # which comes with the first crop
-    return int(cost.resident * size.n_bytes) + arena + rows, max(work + rows, before)
-
-
-def _encoder_mapped(sizes: Sizes, name: str) -> int:
-    size = sizes.encoders[name]
-    return int(_cost(name, size).mapped * size.n_bytes)
-
-
-def picture_bytes(width: int, height: int, made: Layout) -> int:
-    """The most that `image` holds while it decodes a picture, scales it, or cuts the canvas into crops."""
-    pixels, scaled = 3 * width * height, 3 * made.width * made.height
-    canvas = (made.n_crops - 1) * _CROP_BYTES // 4  # 8 bits; then float32 for the global view, which is
-    # shrunk across, then down: by an even factor with a sum, a term and what the term is made of.
-    across = canvas * 4 // made.columns
-    shrunk = across * (1 if made.columns % 2 else 3)
-    shrunk = max(shrunk, across + across // made.rows * (1 if made.rows % 2 else 3))
-    cutting = scaled + 5 * canvas + made.n_crops * _CROP_BYTES + shrunk
-    return pixels + max(pixels + 3 * height * made.width + scaled, cutting)
-
-
-def speech_bytes(sizes: Sizes, seconds: float) -> tuple[int, int]:
-    """The speech encoder loaded with what it keeps, and what it takes while it reads a clip."""
-    size = sizes.encoders["speech"]
-    cost = _cost("speech", size)
-    scale = _scale(size, cost)
-    tokens = int(seconds * TOKENS_PER_SECOND) + 1
-    rows = tokens * sizes.text.d_model * 4
-    hidden = int(tokens * _SPEECH_WIDTH * scale) * 4
-    clip = int(seconds * 24_000 * 4)  # 16,000 samples and 8,000 log-mel features a second
-    block = min(tokens, _BLOCK_TOKENS)
-    arena = int((cost.work + block * _SPEECH_TOKEN_BYTES) * scale)
-    arena += int(block * block * _PAIR_BYTES * (1 - scale))  # at full size it is in the line above
-    return int(cost.resident * size.n_bytes) + arena + rows + hidden, clip + rows
+    return min(BATCH, n_ctx) * sizes.text.vocab_size * 4 if sizes.engine == "gguf" else 0
 
 
 def work_of(sizes: Sizes, use: Use) -> tuple[float, float, float, float, bool]:
@@ -302,10 +272,11 @@ def work_of(sizes: Sizes, use: Use) -> tuple[float, float, float, float, bool]:
     layer = (2 * text.d_q + 2 * text.d_kv + 3 * text.d_ff) * text.d_model
     adapter = "vision" if use.image_tokens else "speech" if use.audio_tokens else ""
     lora = sizes.adapters.get(adapter, FileSize(0, "Q8_0"))
-    values = text.n_layers * layer + lora.n_bytes / _BYTES.get(lora.quant.lower(), 1.0)
+    bytes_of_one = _BYTES.get(lora.quant.lower()) or ram_onnx.LORA_BYTES.get(lora.quant, 1.0)
+    values = text.n_layers * layer + lora.n_bytes / bytes_of_one
     moved = _weights(sizes, packed=True)[0] + lora.n_bytes
-    cache = kv_bytes(text, CELLS, use.kv_type) / CELLS
-    in_float = sizes.quant.get("ffn_up") in ("F16", "F32", "BF16")
+    cache = kv_bytes(text, CELLS, sizes.kv_type or use.kv_type) / CELLS
+    in_float = sizes.quant.get("ffn_up", sizes.quant.get("linear")) in ("F16", "F32", "BF16", "fp16", "fp32")
     return 2e-9 * values, 4e-6 * text.d_q * text.n_layers, moved / 1e9, cache / 1e3, in_float
 
 
@@ -316,19 +287,15 @@ def encoder_work(sizes: Sizes, use: Use) -> list[tuple[str, str, float]]:
     for name, n in (("vision", patches), ("speech", use.audio_tokens)):
         if n:
             size = sizes.encoders[name]
-            values = _cost(name, FileSize(0, "int8")).file * _scale(size, _cost(name, size)) ** 2
-            found.append((name, size.quant, 2e-9 * values * n))
+            found.append((name, size.quant, 2e-9 * ram_encoders.weights_of(name, size) * n))
     return found
-
-
-def _scale(size: FileSize, cost: _Cost) -> float:
-    """A smaller encoder is narrower by about the root of its weights, and so is what it computes."""
-    return float(min(1.0, (size.n_bytes / cost.file) ** 0.5))
 
 
 def _weights(sizes: Sizes, packed: bool) -> tuple[int, int, int]:
     """Bytes that are copied, those of the file that stay mapped, and those mapped while it is read."""
     text = sizes.text
+    if sizes.engine == "onnx":
+        return ram_onnx.weights(text, sizes.quant, sizes.backbone, packed)
     embedding = _row_bytes(sizes.quant.get("token_embd", "F16"), text.d_model) * text.vocab_size
     embedding = min(embedding, sizes.backbone)
     if packed:  # a tied embedding is looked up in the file and multiplied as the head
@@ -359,7 +326,7 @@ def smaller(sizes: Sizes, use: Use, fits: Callable[[Estimate], bool]) -> list[st
     """Flags that make it fit, the first of a few changes, mild ones first; empty: none of them does."""
     crops_tried = [c for c in (16, 8, 4, 1) if c < use.max_crops] if use.image_tokens else []
     for crops in (use.max_crops, *crops_tried):
-        for kv_type in dict.fromkeys((use.kv_type, "q8_0")):
+        for kv_type in dict.fromkeys((use.kv_type, sizes.kv_type or "q8_0")):
             tried = replace(use, max_crops=crops, kv_type=kv_type)
             flags = [] if crops == use.max_crops else ["--max-crops", str(crops)]
             flags += [] if kv_type == use.kv_type else ["--cache-type", kv_type]
@@ -369,8 +336,3 @@ def smaller(sizes: Sizes, use: Use, fits: Callable[[Estimate], bool]) -> list[st
                 if fits(estimate(sizes, replace(tried, n_ctx=n_ctx))):
                     return [*flags, "-c", str(n_ctx)]
     return []
-
-
-def _cost(name: str, size: FileSize) -> _Cost:
-    costs = _VISION if name.startswith("vision") else _SPEECH
-    return costs.get(size.quant, costs["fp32"])

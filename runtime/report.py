@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import ram_model
 from .bundle import Bundle
 from .parts import BenchRow, Reply
+from .spec import Backbone
 
 if TYPE_CHECKING:
     from .ggml_plugin import PluginState
+    from .onnx_kernels import OnnxKernels
 
 
 def reply_object(reply: Reply) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def bundle_lines(bundle: Bundle) -> list[str]:
         ("vocabulary", str(text.vocab_size)),
         ("context", f"{text.context_length} tokens{long_rope}"),
         ("KV cache", f"{human_bytes(text.kv_values_per_token * 2)} a token at f16"),
+        ("backbones", " and ".join(name.upper() for name in bundle.backbones)),
         ("recipe", bundle.recipe),
         *((f"  {group}", types) for group, types in sorted(bundle.quant.items())),
         *(
@@ -75,6 +78,7 @@ def bundle_lines(bundle: Bundle) -> list[str]:
             for name, a in sorted(bundle.adapters.items())
         ),
         *((f"{name} encoder", e.quant) for name, e in sorted(bundle.encoders.items())),
+        *_onnx_rows(bundle),
         ("merged", bundle.merged or "nothing"),
         ("chat format", bundle.chat_format),
         ("licence", bundle.licence),
@@ -85,13 +89,26 @@ def bundle_lines(bundle: Bundle) -> list[str]:
     return [f"{key:<16}{value}" for key, value in rows]
 
 
-def memory_line(bundle: Bundle, *, packed: bool) -> str:
-    """What each mode needs, with 4,096 tokens; `packed`: our kernels run, see `ram_model.Use`."""
-    sizes = ram_model.sizes_of(bundle)
-    n_ctx = min(4096, bundle.text.context_length)
-    uses = (ram_model.Use(mode, n_ctx, packed=packed) for mode in ram_model.modes_of(sizes))
-    found = ", ".join(f"{use.mode} {human_bytes(ram_model.estimate(sizes, use).wanted)}" for use in uses)
-    return f"{found}, with {n_ctx} tokens, estimated (see `pocketphi plan`)"
+def _onnx_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    if (onnx := bundle.onnx) is not None:
+        yield "ONNX backbone", ", ".join(f"{group} {kind}" for group, kind in sorted(onnx.quant.items()))
+        if onnx.adapters:
+            yield "ONNX adapters", f"{', '.join(sorted(onnx.adapters))}: {onnx.lora_quant}"
+
+
+def memory_object(bundle: Bundle, packed: Mapping[Backbone, bool]) -> dict[str, Any]:
+    """Bytes that are needed, estimated, by backbone, mode and tokens; `packed`: our kernels run."""
+    return {e: ram_model.overview(bundle, e, packed=packed[e]) for e in bundle.backbones}
+
+
+def memory_lines(bundle: Bundle, packed: Mapping[Backbone, bool]) -> list[str]:
+    """The same as a table, a line for each backbone and mode."""
+    lines = ["memory needed, estimated (see `pocketphi plan`), by mode and tokens of the conversation:"]
+    for engine, modes in memory_object(bundle, packed).items():
+        for mode, found in modes.items():
+            cells = "  ".join(f"{n:,}: {human_bytes(size)}" for n, size in found.items())
+            lines.append(f"  {engine.upper():<5} {mode:<14}  {cells}")
+    return lines
 
 
 def kernels_line(state: PluginState, counts: Mapping[str, int] | None = None) -> str:
@@ -108,7 +125,16 @@ def kernels_line(state: PluginState, counts: Mapping[str, int] | None = None) ->
     )
 
 
-def kernels_object(state: PluginState, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+def onnx_kernels_line(state: OnnxKernels) -> str:
+    """The same of the ONNX backbone."""
+    if not state.active:
+        return f"ONNX Runtime's own: {state.reason}"
+    return f"{state.variant} ({state.path.stem} under ONNX Runtime)"
+
+
+def kernels_object(
+    state: PluginState | OnnxKernels, counts: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The same for JSON."""
     found: dict[str, Any] = asdict(state) | {"path": str(state.path)}
     return found if counts is None else found | {"counts": dict(counts)}

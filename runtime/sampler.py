@@ -47,6 +47,11 @@ class Sampling:
         if self.grammar is not None and self.json_schema is not None:
             raise InputError("both a grammar and a JSON schema are given, expected at most one")
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a grammar or a schema says which tokens may follow."""
+        return self.grammar is not None or self.json_schema is not None
+
 
 class Sampler(Protocol):
     """Chooses tokens for one answer; keeps what penalties and grammars need to remember."""

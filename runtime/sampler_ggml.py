@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -15,10 +18,13 @@ import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from . import gbnf, json_schema
-from .errors import InputError, one_line
+from .errors import BundleError, InputError, one_line
 from .files import check_unicode
+from .ggml_log import ENGINE_LOG
+from .gguf_check import read_model, read_vocabulary
 from .parts import Float32, Int32
 from .sampler import Sampling
+from .spec import TextSpec
 from .stderr_capture import captured_stderr
 
 _PENALTY_WINDOW = 64  # tokens, llama.cpp's default
@@ -55,6 +61,43 @@ def schema_to_grammar(schema: str) -> str:
         raise InputError(f"JSON schema: cannot be turned into a grammar: {reason}") from None
 
 
+class GgmlVocabulary:
+    """A GGUF's vocabulary without its weights, for grammars over another engine's logits."""
+
+    def __init__(self, path: Path, spec: TextSpec, *, alone: bool) -> None:
+        """
+        Args:
+            path: the GGUF.
+            spec: what the bundle says the model is; checked against the file.
+            alone: it has a vocabulary and no tensors.
+
+        Raises:
+            BundleError: it is not such a file.
+        """
+        self._model: Any = None
+        if alone:
+            read_vocabulary(path, spec)
+        else:
+            read_model(path, spec)
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        ENGINE_LOG.forget()
+        # In a thread, where no interrupt can cut into the log's callback; one that comes waits for the end.
+        with ThreadPoolExecutor(1, thread_name_prefix=_IDLE) as worker:
+            llama_cpp.llama_backend_init()
+            loading = worker.submit(llama_cpp.llama_model_load_from_file, os.fsencode(path), params)
+            self._model = loading.result()
+        if not self._model:
+            raise BundleError(f"{path}: llama.cpp cannot load its vocabulary: {ENGINE_LOG.reason}")
+        self.pointer: Any = llama_cpp.llama_model_get_vocab(self._model)  # llama_vocab *
+
+    def close(self) -> None:
+        """Give back memory. Safe to call twice."""
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+
 class GgmlSampler:
     """One answer's sampler: penalties, then greedy or top-k, top-p, min-p, temperature and a draw.
 
@@ -66,7 +109,7 @@ class GgmlSampler:
         """
         Args:
             sampling: the settings.
-            vocab: `llama_vocab *` of the loaded model.
+            vocab: `llama_vocab *` of the model; None will do without grammar and schema.
             vocab_size: rows of the logits.
             masked_ids: int32 [n], ids that must never be chosen (rows without a token).
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 _MAX_BYTES = 1 << 16
+_ONE = threading.RLock()  # a process has one stderr
 _IDLE = "pocketphi-decoder"  # a model's own thread: it works only while the one that calls the model waits
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -26,10 +27,10 @@ class Captured:
 
 @contextmanager
 def captured_stderr() -> Iterator[Captured]:
-    """Redirect file descriptor 2 into a temporary file for the time of a block. Not for several threads."""
+    """Redirect file descriptor 2 into a temporary file for the time of a block: one thread after another."""
     found = Captured()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
+    with _ONE, tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:

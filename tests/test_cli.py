@@ -495,6 +495,45 @@ def test_convert_then_info_then_run(env: dict[str, str], tmp_path: Path) -> None
     assert "SHA-256" in err
 
 
+@pytest.mark.parametrize(
+    ("args", "want"),
+    [
+        (["--backbone", "onnx", "--quant", "Q4_0"], "onnx: its type is --onnx-quant"),
+        (["--backbone", "onnx", "-q", "Q4_K_M"], "--onnx-quant"),  # the default's name, but asked for
+        (["--backbone", "ONNX", "--lora-quant", "F16"], "--onnx-lora"),
+        (["--backbone", "onnx", "--imatrix", "x.gguf"], "--imatrix"),
+        (["--onnx-quant", "int8"], "gguf: add --backbone onnx or both"),
+        (["--backbone", "gguf", "--onnx-lora", "int8"], "--onnx-lora"),
+        (["--backbone", "safetensors"], "expected one of gguf, onnx, both"),
+        (["--backbone", "both", "--onnx-quant", "int2"], "'int2' is not known"),
+        (["--backbone", "both", "--onnx-lora", "Q8_0"], "one of fp32, fp16, int8"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_backbones_have_flags_of_their_own(
+    args: list[str], want: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    code, line = failed(env, "convert", tiny.NANO, "-o", tmp_path / "m", *args)
+    assert code == 2
+    assert want in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_to_onnx_then_info(env: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    flags = ["--backbone", "onnx", "--onnx-quant", "int8", "--onnx-lora", "int8", "--encoders", "int4"]
+    plan = json.loads(call(env, "convert", tiny.NANO, "--dry-run", "--json", *flags)[1])
+    assert plan["backbones"] == ["onnx"]
+    assert plan["onnx_files"]["model.onnx.data"] > 1 << 20
+    code, printed, err = call(env, "convert", tiny.NANO, "-o", out, *flags)
+    assert (code, printed) == (0, "")
+    assert "int8" in err
+    code, _, err = call(env, "info", out, "--check")
+    assert (code, err.count("ok  ")) == (0, len(list(out.iterdir())) - 1)
+    found = json.loads(call(env, "info", out, "--json")[1])
+    assert (found["decoder"], found["onnx"]["lora_quant"], found["recipe"]) == (None, "int8", "int8")
+
+
 def test_dry_run_writes_nothing(env: dict[str, str], tmp_path: Path) -> None:
     code, out, _ = call(env, "convert", tiny.NANO, "-o", tmp_path / "m", "--dry-run")
     assert code == 0

@@ -76,6 +76,34 @@ def test_a_checkpoint_gets_every_recipe_and_the_command_of_the_best(env: dict[st
     assert plan(env, tiny.NANO, "--ram", "1M")["convert"] is None
 
 
+def test_the_onnx_backbone_has_a_plan_of_its_own(env: dict[str, str], exact_both: Path) -> None:
+    ask = (exact_both, "--ram", "1G", "--ctx", "2048", "--cache-type", "q8_0")
+    gguf, onnx = plan(env, *ask)["modes"], plan(env, *ask, "--backbone", "onnx")["modes"]
+    assert list(onnx) == MODES
+    assert onnx["language"]["kv"] == 4 * ram_model.kv_bytes(bundles.load(exact_both).text, 2048, "f16") // 2
+    assert onnx["language"]["kv"] > 3 * gguf["language"]["kv"]  # float32, whatever is asked for
+    assert onnx["speech"]["adapter"] == 0 < gguf["speech"]["adapter"]
+
+
+def test_a_checkpoint_is_planned_for_onnx_too(env: dict[str, str], tmp_path: Path) -> None:
+    found = plan(env, tiny.NANO, "--backbone", "onnx", "--ram", "10G")
+    assert {row["recipe"] for row in found["recipes"]} == {"int4", "int8", "fp16"}
+    assert all(row["fits"] and list(row["modes"]) == MODES for row in found["recipes"])
+    words = shlex.split(found["convert"])
+    assert words[-8:] == [
+        "--backbone", "onnx", "--onnx-quant", "fp16", "--onnx-lora", "fp16", "--encoders", "fp16"
+    ]  # fmt: skip
+    one = next(c for c in survey(tiny.NANO, "onnx").candidates if (c.recipe, c.encoders) == ("int4", "int8"))
+    options = converter.Options(backbone="onnx", encoders="int8")
+    made = ram_model.sizes_of(converter.convert(tiny.NANO, tmp_path / "made", options))
+    assert (one.engine, dict(one.quant)) == (made.engine, dict(made.quant))
+    assert one.backbone == pytest.approx(made.backbone, rel=0.01)
+    for name, adapter in made.adapters.items():
+        assert (adapter.quant, one.adapter_bytes[name]) == ("fp16", pytest.approx(adapter.n_bytes, rel=0.01))
+    code, err = failed(env, "plan", tmp_path / "made", "--backbone", "gguf")
+    assert (code, "has no GGUF backbone" in err) == (2, True)
+
+
 def test_people_get_a_table_and_the_word_estimated(env: dict[str, str], nano: Path) -> None:
     code, out, err = call(env, "plan", nano, "--ram", "60M")
     assert (code, err) == (0, "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way (checkpoint, converter, GGUF, llama.cpp, session) against transformers' golden runs.
+"""The whole way (checkpoint, converter, a backbone, its engine, session) against transformers' golden runs.
 
 At F32 with an F32 cache nothing is rounded that transformers does not round too: two float32
 evaluations of one graph are compared, within each case's `bound` (derived in golden/cases.py from the
@@ -22,7 +22,7 @@ from pocketphi.runtime.parts import EmbedSpan, Span, TokenSpan
 from pocketphi.runtime.session import Session
 
 from . import scoring, tiny
-from .conftest import Converted, open_decoder
+from .conftest import OPEN, Converted, open_decoder
 from .golden import cases
 
 REFERENCE = tiny.NANO.parent / "reference_outputs.json"
@@ -41,10 +41,11 @@ def spans_of(case: cases.Case) -> list[Span]:
     return found
 
 
+@pytest.mark.parametrize("backbone", OPEN)
 @pytest.mark.parametrize("model", cases.MODELS)
-def test_logits_and_greedy_tokens(model: str, converted: Converted) -> None:
-    bundle = bundles.load(converted(model, "F32", lora_quant="F32"))
-    decoder = open_decoder(bundle)
+def test_logits_and_greedy_tokens(model: str, backbone: str, converted: Converted) -> None:
+    bundle = bundles.load(converted(model, "F32", lora_quant="F32", backbone="both"))
+    decoder = OPEN[backbone](bundle)
     notes: list[str] = []
     session = Session(decoder, limit=bundle.text.context_length, note=notes.append)
     for case in cases.load(model):

@@ -46,13 +46,19 @@ def place(tmp_path: Path, converted: Converted, tmp_path_factory: pytest.TempPat
             source = cases.checkpoint(member, shelf)
         return copy_folder(source, into)
 
+    def model(member: str, recipe: str) -> Path:
+        """`recipe` "onnx": a directory whose backbone is ONNX alone, at 4 bits."""
+        if recipe == "onnx":
+            return converted(member, "Q8_0", backbone="onnx", onnx_quant="int4", onnx_lora="fp16")
+        return converted(member, recipe)
+
     path = tmp_path / "place"
     path.mkdir()
     return Place(
         path,
-        copy_model=lambda into, member, recipe: copy_folder(converted(member, recipe), into),
+        copy_model=lambda into, member, recipe: copy_folder(model(member, recipe), into),
         copy_checkpoint=checkpoint,
-        shared_model=lambda member, recipe: converted(member, recipe),
+        shared_model=model,
     )
 
 

@@ -322,6 +322,8 @@ def test_blocks(member: str, made: Made) -> None:
         else:
             target = "model.embed_tokens.weight" if name == "token_embd" else "lm_head.weight"
         original = weights[target]
+        steps = onnx.numpy_helper.to_array(stored[f"{name}.scale"], str(engine.directory))
+        assert np.array_equal(steps.astype(np.float16).astype(np.float32), steps)
         # Half a step, a whole one for the largest value with the other sign.
         step = np.repeat(abs(original).reshape(len(original), -1, 32).max(-1) / (1 << (bits - 1)), 32, 1)
         error = abs(values - original)
@@ -415,7 +417,8 @@ def test_refusals(tmp_path: Path) -> None:
         def rows(self, info, start, stop):  # type: ignore[no-untyped-def]
             values = whole(self, info, start, stop)
             bad = "layers.1.mlp.down_proj" in info.name
-            return values * np.float32("inf") if bad else values
+            with np.errstate(invalid="ignore"):  # on the thread that reads
+                return values * np.float32("inf") if bad else values
 
     with Checkpoint.open(native) as source:
         config = read_config(source.config, "config.json")
@@ -491,4 +494,5 @@ def test_quantize_blocks_keeps_zeros_and_peaks() -> None:
         values = (q.astype(np.float32) - (1 << (bits - 1))) * scale[..., None]
         assert not values[2, 0].any()
         top = abs(weight).reshape(9, 2, 32).max(-1)
-        assert np.array_equal(abs(values).max(-1) * (top > 0), top)
+        largest = abs(values).max(-1) * (top > 0)  # at most one step of float16 above
+        assert np.all((top <= largest) & (largest <= top * (1 + 2.0**-10)))

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime.continuation import Continuation
-from pocketphi.runtime.decoder_ggml import GgmlDecoder
+from pocketphi.runtime.decoder import Decoder
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.errors import InputError
 from pocketphi.runtime.parts import EmbedSpan, Float32, Int32, Media, Message, Reply, Span, TokenSpan
@@ -19,7 +20,7 @@ from pocketphi.runtime.sampler import Sampling
 from pocketphi.runtime.session import Session
 
 from .. import scoring
-from ..conftest import Converted, load_decoder
+from ..conftest import OPEN, Converted
 
 SAME = 2e-3  # two orders of summing the same float32 terms, as in test_session.py
 ORIGINAL = 1024  # phi4-nano's
@@ -32,9 +33,9 @@ CHOSEN, OTHER = DISTINCT[:N], DISTINCT[N:]
 PROMPT = TokenSpan(np.random.default_rng(7).integers(0, 2800, 1, dtype=np.int32))
 
 
-@pytest.fixture(scope="module")
-def decoder(nano: Path) -> Iterator[GgmlDecoder]:
-    loaded = load_decoder(nano)
+@pytest.fixture(scope="module", params=OPEN)
+def decoder(request: pytest.FixtureRequest, exact_both: Path) -> Iterator[Decoder]:
+    loaded = OPEN[request.param](bundles.load(exact_both))
     yield loaded
     loaded.close()
 
@@ -52,7 +53,7 @@ def grow(
     return np.stack(rows), sequence
 
 
-def fresh(decoder: GgmlDecoder, limit: int = 8192) -> tuple[Session, list[str]]:
+def fresh(decoder: Decoder, limit: int = 8192) -> tuple[Session, list[str]]:
     notes: list[str] = []
     return Session(decoder, limit=limit, note=notes.append), notes
 
@@ -63,7 +64,7 @@ def replaced(ids: Sequence[int] | Int32, at: int, *tokens: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def one_by_one(decoder: GgmlDecoder) -> Float32:
+def one_by_one(decoder: Decoder) -> Float32:
     rows, sequence = grow(fresh(decoder)[0], [PROMPT], CHOSEN)
     assert (sequence.passes.n, sequence.passes.draft_n) == (N, 0)
     return rows
@@ -89,7 +90,7 @@ def one_by_one(decoder: GgmlDecoder) -> Float32:
     ],
 )
 def test_every_logit_is_that_of_one_token_at_a_time(
-    draft: Sequence[int], passes: int, proposed: int, accepted: int, decoder: GgmlDecoder, one_by_one: Float32
+    draft: Sequence[int], passes: int, proposed: int, accepted: int, decoder: Decoder, one_by_one: Float32
 ) -> None:
     session, notes = fresh(decoder)
     rows, sequence = grow(session, [PROMPT], CHOSEN, draft)
@@ -102,7 +103,7 @@ def test_every_logit_is_that_of_one_token_at_a_time(
     assert notes == []
 
 
-def test_a_prompt_that_ends_with_a_clip(decoder: GgmlDecoder) -> None:
+def test_a_prompt_that_ends_with_a_clip(decoder: Decoder) -> None:
     """Its last row is no token, so the draft cannot be in the same batch."""
     rows = np.random.default_rng(3).normal(0, 0.05, (12, 256)).astype(np.float32)
     spans = [PROMPT, EmbedSpan(rows, "clip")]
@@ -112,7 +113,7 @@ def test_a_prompt_that_ends_with_a_clip(decoder: GgmlDecoder) -> None:
     assert sequence.passes.n == 0
 
 
-def test_no_proposal_passes_the_end_of_the_short_table(decoder: GgmlDecoder) -> None:
+def test_no_proposal_passes_the_end_of_the_short_table(decoder: Decoder) -> None:
     """24 tokens fit, the next is read alone with everything before it, and then the draft goes on.
 
     The prompt's own last pass has more than 31 rows, and none of the draft.
@@ -129,7 +130,7 @@ def test_no_proposal_passes_the_end_of_the_short_table(decoder: GgmlDecoder) -> 
     assert (sequence.passes.draft_n_accepted, session.length) == (23 + 30 + 3, ORIGINAL + 36)
 
 
-def test_no_proposal_passes_the_limit(decoder: GgmlDecoder) -> None:
+def test_no_proposal_passes_the_limit(decoder: Decoder) -> None:
     session, _ = fresh(decoder, limit=11)
     _, sequence = grow(session, [PROMPT], CHOSEN[:10], CHOSEN)
     assert (sequence.passes.n, sequence.passes.draft_n) == (0, 10)

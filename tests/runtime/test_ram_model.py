@@ -14,12 +14,24 @@ import numpy as np
 import pytest
 
 from pocketphi.runtime import bundle as bundles
-from pocketphi.runtime import decoder_ggml, machine, memory, memory_guard, ram_model, session
+from pocketphi.runtime import (
+    decoder_onnx,
+    ggml_model,
+    machine,
+    memory,
+    memory_guard,
+    onnx_kernels,
+    ram_model,
+    ram_onnx,
+    session,
+)
 from pocketphi.runtime.engine import Model
-from pocketphi.runtime.errors import MemoryShortError
+from pocketphi.runtime.errors import InputError, MemoryShortError
 from pocketphi.runtime.parts import Media
 from pocketphi.runtime.ram_model import FileSize, Sizes, Use
 from pocketphi.runtime.spec import RopeSpec, TextSpec
+
+from ..conftest import Converted
 
 # Phi-4-multimodal: 32 layers of 3,072, 24 heads of 128 with 8 for keys and values, MLP 8,192.
 ROPE = RopeSpec(96, 1e4, 4096, 1.19, (1.0,) * 48, (1.0,) * 48)
@@ -37,14 +49,22 @@ FULL = Sizes(
     {"vision": FileSize(429_933_732, "int8"), "speech": FileSize(470_664_544, "int8")}, 13_280_468,
 )  # fmt: skip
 
+# The same model with the ONNX backbone that `convert --backbone onnx` writes.
+KINDS = {"linear": "int4", "qkv": "int8", "down": "int8", "head": "int8"}
+ONNX = Sizes(
+    TEXT, 3_411_701_760, KINDS,
+    {"vision": FileSize(738_232_832, "fp16"), "speech": FileSize(922_782_208, "fp16")},
+    FULL.encoders, FULL.tokenizer, "onnx",
+)  # fmt: skip
+
 
 def test_the_cache_is_two_rows_for_each_layer_and_token_in_whole_cells() -> None:
     assert ram_model.kv_bytes(TEXT, 4096, "f16") == 4096 * 2 * 32 * 8 * 128 * 2
     assert ram_model.kv_bytes(TEXT, 4097, "f32") == 4352 * 2 * 32 * 8 * 128 * 4
-    for name, n_bytes in decoder_ggml.KV_BYTES.items():
+    for name, n_bytes in ggml_model.KV_BYTES.items():
         assert ram_model.kv_bytes(TEXT, 1, name) == 256 * TEXT.kv_values_per_token * n_bytes
-    assert ram_model.CELLS == decoder_ggml._CELLS
-    assert ram_model.BATCH == decoder_ggml._BATCH
+    assert ram_model.CELLS == ggml_model.CELLS
+    assert ram_model.BATCH == ggml_model.BATCH
     assert ram_model.GROWTH == session._GROWTH
 
 
@@ -90,6 +110,69 @@ def test_a_peak_is_loading_or_asking_and_parts_are_in_it_once() -> None:
 def test_full_size_within_a_tenth_of_what_was_measured(use: Use, megabytes: int) -> None:
     assert ram_model.estimate(FULL, use).asking == pytest.approx(megabytes * 1e6, rel=0.1)
     assert ram_model.estimate(FULL, use).peak == pytest.approx(5.794e9, rel=0.1)  # of loading, in all of them
+
+
+# The ONNX backbone of the same model with our kernels, by `tests/tools/check_ram.py --backbone onnx`: the
+# peak of a run, and of asking alone.
+@pytest.mark.parametrize(
+    ("use", "run", "asking"),
+    [(Use("language", 508), 7083, 7223), (Use("speech", 135, seconds=10), 8958, 8972)],
+    ids=lambda value: value.mode if isinstance(value, Use) else str(value),
+)
+def test_the_onnx_backbone_at_full_size_within_a_tenth(use: Use, run: int, asking: int) -> None:
+    found = ram_model.estimate(ONNX, use)
+    assert found.peak == pytest.approx(run * 1e6, rel=0.1)
+    assert found.asking == pytest.approx(asking * 1e6, rel=0.1)
+
+
+def test_what_the_onnx_backbone_keeps_of_its_weights() -> None:
+    layers, head = 32 * (5120 + 3072 + 3 * 8192) * 3072, 200064 * 3072
+    four, eight = 32 * (3072 + 16384) * 3072, layers - 32 * (3072 + 16384) * 3072 + head
+    ours, stock = (ram_model.estimate(ONNX, Use(packed=packed)) for packed in (True, False))
+    assert ours.weights == four * 9 // 16 + eight * 17 // 16  # scales of 16 bits for 32 weights
+    assert stock.weights == four * 3 // 4 + eight * 5 // 4  # of 32 bits, and a sum as large
+    assert ours.mapped == ours.loading == four * 5 // 8 + eight * 9 // 8  # all that was read stays mapped
+    assert stock.mapped == (four + eight) // 8  # the scales
+    assert stock.loading == stock.mapped + head * 9 // 8  # and the head, which is packed last
+    widened = ram_model.estimate(replace(ONNX, quant=dict.fromkeys(KINDS, "fp16")), Use(packed=False))
+    assert widened.weights == (layers + head) * 4
+
+
+def test_the_onnx_cache_is_float32_and_grows_buffer_after_buffer() -> None:
+    use = Use(n_ctx=8192, grown=True, kv_type="q8_0")
+    found = ram_model.estimate(ONNX, use)
+    assert found.kv == ram_model.kv_bytes(TEXT, 8192, "f32")
+    assert found.copy == ram_model.kv_bytes(TEXT, 8192 - 512, "f32") // 64
+    assert "--cache-type" not in ram_model.smaller(ONNX, use, lambda one: one.kv < found.kv)
+    assert ram_model.logits_bytes(ONNX, 8192) == 0
+
+
+def test_the_passes_of_the_onnx_decoder_are_the_ones_estimated() -> None:
+    assert ram_onnx.BATCH == decoder_onnx._BATCH
+    assert ram_onnx._SCORES == decoder_onnx._SCORES
+    assert ram_model.CELLS == decoder_onnx._CELLS
+    for capacity in (256, 4096, 16384, 131072):  # scores never take more than the decoder allows
+        rows = min(decoder_onnx.pass_rows(TEXT, capacity), capacity)
+        mlp, head = int(rows * 2 * 8192 * 4 * ram_onnx._WIDTHS), 4 * TEXT.vocab_size
+        expected = max(mlp, rows * capacity * 24 * 4) + head
+        assert ram_onnx.compute_bytes(TEXT, capacity, lora=False) == expected
+
+
+def test_an_onnx_adapter_is_mapped() -> None:
+    text, speech = (ram_model.estimate(ONNX, Use(mode, seconds=10)) for mode in ("language", "speech"))
+    assert (speech.adapter, speech.mapped - text.mapped) == (0, ONNX.adapters["speech"].n_bytes)
+
+
+def test_a_directory_has_the_sizes_of_each_of_its_backbones(exact_both: Path, nano: Path) -> None:
+    bundle = bundles.load(exact_both)
+    gguf, onnx = (ram_model.sizes_of(bundle, engine) for engine in ("gguf", "onnx"))
+    assert ram_model.sizes_of(bundle) == gguf
+    on_disk = {f.path: f.size for f in bundle.files}
+    assert (onnx.engine, onnx.backbone) == ("onnx", on_disk["model.onnx.data"])
+    assert onnx.adapters["speech"] == FileSize(on_disk["adapter-speech.onnx_adapter"], "fp32")
+    assert gguf.encoders == onnx.encoders
+    with pytest.raises(InputError, match=r"has no ONNX backbone: convert it with --backbone onnx or both$"):
+        ram_model.sizes_of(bundles.load(nano), "onnx")
 
 
 def test_media_make_room_for_themselves_in_the_context() -> None:
@@ -199,6 +282,25 @@ def peak(directory: Path, *arguments: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the constants are Linux's")
+@pytest.mark.parametrize("kernels", ["auto", "stock"])
+def test_a_run_of_its_onnx_backbone_takes_what_is_predicted(
+    kernels: str, converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """phi4-nano as `convert --backbone onnx` makes it."""
+    directory = converted("phi4-nano", "Q4_K_M", "Q8_0", None, "int8", "onnx", "int4", "fp16")
+    monkeypatch.setenv("POCKETPHI_KERNELS", kernels)
+    sizes, packed = (
+        ram_model.sizes_of(bundles.load(directory)),
+        kernels == "auto" and onnx_kernels.load().active,
+    )
+    text = ram_model.estimate(sizes, Use("language", 500, packed=packed))
+    assert text.peak == pytest.approx(peak(directory, "-p", "one " * 490), rel=0.1)
+    clip = str(Path(__file__).parent.parent / "audio" / "jfk.flac")  # 11 s
+    speech = ram_model.estimate(sizes, Use("speech", 150, seconds=11, packed=packed))
+    assert speech.peak == pytest.approx(peak(directory, "--audio", clip), rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the constants are Linux's")
 def test_a_run_of_phi4_nano_takes_what_is_predicted(nano: Path, tmp_path: Path) -> None:
     sizes = ram_model.sizes_of(bundles.load(nano))
     text = ram_model.estimate(sizes, Use("language", 6))
@@ -217,9 +319,29 @@ def test_a_run_of_phi4_nano_takes_what_is_predicted(nano: Path, tmp_path: Path) 
     assert both.peak == pytest.approx(found, rel=0.1)
 
 
+def test_the_onnx_backbone_is_refused_by_what_it_needs_itself(
+    exact_both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the GGUF, and not for the other: a float32 cache of all the context takes twice as much."""
+    bundle, needed = bundles.load(exact_both), {}
+    monkeypatch.setattr(memory, "require", lambda what, n, *_, **__: needed.setdefault(what, []).append(n))
+    for backbone in ("gguf", "onnx"):
+        guard = memory_guard.Guard(bundle, "f16", packed=True, on_cpu=True, backbone=backbone)
+        guard.cache(0, 8192, 0)
+        guard.load()
+    gguf, onnx = needed["a context of 8192 tokens"]
+    assert onnx - gguf > 0.9 * ram_model.kv_bytes(bundle.text, 8192, "f16")
+    assert len(needed[bundle.name]) == 2
+    monkeypatch.undo()
+    rooms = [memory.Room(1 << 20, "this machine")]
+    monkeypatch.setattr(memory, "rooms", lambda *_: rooms)
+    with pytest.raises(MemoryShortError, match=r"^phi4-nano needs .*, this machine leaves 1.0 MiB"):
+        Model(exact_both, backbone="onnx")
+
+
 def test_a_guard_knows_what_is_there_already(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guard = memory_guard.Guard(bundles.load(nano), "f16", packed=True, on_cpu=True)
-    monkeypatch.setattr(ram_model, "SPARE", 0.0)  # of full-size vocabularies; nano's hides its encoders
+    monkeypatch.setattr(ram_model, "_SPARE", 0.0)  # of full-size vocabularies; nano's hides its encoders
     told: list[tuple[str, int]] = []
     monkeypatch.setattr(memory, "require", lambda what, needed, *_, **__: told.append((what, needed)))
     picture = [Media("image", np.zeros((448, 448, 3), np.uint8))]

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pocketphi.runtime import bundle as bundles
 from pocketphi.runtime.decoder_ggml import GgmlDecoder
+from pocketphi.runtime.decoder_onnx import OnnxDecoder
 from pocketphi.runtime.errors import InputError
+from pocketphi.runtime.onnx_cache import KvCache
 from pocketphi.runtime.parts import EmbedSpan, TokenSpan
 from pocketphi.runtime.session import Session
 
-from ..conftest import load_decoder
+from ..conftest import OPEN
 
 # Two orders of summing the same float32 terms: a batch of n against batches that add up to n.
 # The logits of these prompts are below 32, and test_reference.py measures their noise at 5e-4 at most.
@@ -22,9 +25,12 @@ SAME = 2e-3
 ORIGINAL = 1024  # phi4-nano's
 
 
-@pytest.fixture(scope="module")
-def decoder(nano: Path) -> Iterator[GgmlDecoder]:
-    loaded = load_decoder(nano)
+AnyDecoder = GgmlDecoder | OnnxDecoder
+
+
+@pytest.fixture(scope="module", params=OPEN)
+def decoder(request: pytest.FixtureRequest, exact_both: Path) -> Iterator[AnyDecoder]:
+    loaded = OPEN[request.param](bundles.load(exact_both))
     yield loaded
     loaded.close()
 
@@ -33,12 +39,12 @@ def ids(n: int, seed: int = 1) -> TokenSpan:
     return TokenSpan(np.random.default_rng(seed).integers(0, 2800, n, dtype=np.int32))
 
 
-def fresh(decoder: GgmlDecoder, limit: int = 8192) -> tuple[Session, list[str]]:
+def fresh(decoder: AnyDecoder, limit: int = 8192) -> tuple[Session, list[str]]:
     notes: list[str] = []
     return Session(decoder, limit=limit, note=notes.append), notes
 
 
-def test_a_common_prefix_is_not_read_again(decoder: GgmlDecoder) -> None:
+def test_a_common_prefix_is_not_read_again(decoder: AnyDecoder) -> None:
     session, notes = fresh(decoder)
     first, second = ids(40), ids(10, seed=2)
     assert session.read([first], adapter=None)[1] == 0
@@ -50,7 +56,7 @@ def test_a_common_prefix_is_not_read_again(decoder: GgmlDecoder) -> None:
     assert notes == []
 
 
-def test_the_same_prompt_reads_its_last_token_for_the_logits(decoder: GgmlDecoder) -> None:
+def test_the_same_prompt_reads_its_last_token_for_the_logits(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder)
     before, _ = session.read([ids(40)], adapter=None)
     after, kept = session.read([ids(40)], adapter=None)
@@ -58,7 +64,7 @@ def test_the_same_prompt_reads_its_last_token_for_the_logits(decoder: GgmlDecode
     assert abs(before - after).max() <= SAME
 
 
-def test_a_difference_in_the_middle_rewinds_to_it(decoder: GgmlDecoder) -> None:
+def test_a_difference_in_the_middle_rewinds_to_it(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder)
     span = ids(40)
     session.read([span], adapter=None)
@@ -69,7 +75,7 @@ def test_a_difference_in_the_middle_rewinds_to_it(decoder: GgmlDecoder) -> None:
     assert session.length == decoder.length == 40
 
 
-def test_another_adapter_reads_everything_again_and_says_so(decoder: GgmlDecoder) -> None:
+def test_another_adapter_reads_everything_again_and_says_so(decoder: AnyDecoder) -> None:
     session, notes = fresh(decoder)
     base, _ = session.read([ids(20)], adapter=None)
     vision, kept = session.read([ids(20)], adapter="vision")
@@ -80,7 +86,7 @@ def test_another_adapter_reads_everything_again_and_says_so(decoder: GgmlDecoder
     assert back.tobytes() == base.tobytes()
 
 
-def test_switching_adapters_many_times_comes_back_to_the_same_bytes(decoder: GgmlDecoder) -> None:
+def test_switching_adapters_many_times_comes_back_to_the_same_bytes(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder)
     wanted = {a: session.read([ids(5)], adapter=a)[0].tobytes() for a in (None, "vision", "speech")}
     for turn in range(60):
@@ -88,7 +94,7 @@ def test_switching_adapters_many_times_comes_back_to_the_same_bytes(decoder: Ggm
         assert session.read([ids(5)], adapter=adapter)[0].tobytes() == wanted[adapter]
 
 
-def test_the_crossing_is_one_read_with_the_long_table(decoder: GgmlDecoder) -> None:
+def test_the_crossing_is_one_read_with_the_long_table(decoder: AnyDecoder) -> None:
     session, notes = fresh(decoder)
     start = ids(ORIGINAL - 1)
     session.read([start], adapter=None)
@@ -102,7 +108,7 @@ def test_the_crossing_is_one_read_with_the_long_table(decoder: GgmlDecoder) -> N
     assert stepped.tobytes() == direct.tobytes()
 
 
-def test_going_back_below_the_boundary_returns_to_the_short_table(decoder: GgmlDecoder) -> None:
+def test_going_back_below_the_boundary_returns_to_the_short_table(decoder: AnyDecoder) -> None:
     session, notes = fresh(decoder)
     session.read([ids(ORIGINAL + 50)], adapter=None)
     assert decoder.table == "long"
@@ -113,7 +119,7 @@ def test_going_back_below_the_boundary_returns_to_the_short_table(decoder: GgmlD
     assert short.tobytes() == direct.tobytes()
 
 
-def test_memory_grows_with_the_conversation_and_keeps_it(decoder: GgmlDecoder) -> None:
+def test_memory_grows_with_the_conversation_and_keeps_it(decoder: AnyDecoder) -> None:
     session, notes = fresh(decoder)
     session.read([ids(250)], adapter=None)
     assert decoder.capacity == 256
@@ -126,7 +132,7 @@ def test_memory_grows_with_the_conversation_and_keeps_it(decoder: GgmlDecoder) -
     assert notes == []
 
 
-def test_embedded_rows_are_recognised_by_their_key(decoder: GgmlDecoder) -> None:
+def test_embedded_rows_are_recognised_by_their_key(decoder: AnyDecoder) -> None:
     rows = np.random.default_rng(3).normal(0, 0.05, (12, 256)).astype(np.float32)
     session, _ = fresh(decoder)
     session.read([ids(5), EmbedSpan(rows, "clip"), ids(4, seed=9)], adapter="speech")
@@ -138,7 +144,7 @@ def test_embedded_rows_are_recognised_by_their_key(decoder: GgmlDecoder) -> None
     assert kept == 16, "cut inside the rows, all but the last"
 
 
-def test_the_limit(decoder: GgmlDecoder) -> None:
+def test_the_limit(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder, limit=20)
     with pytest.raises(InputError, match="21 tokens, the context holds 20"):
         session.read([ids(21)], adapter=None)
@@ -149,7 +155,7 @@ def test_the_limit(decoder: GgmlDecoder) -> None:
         session.step(1)
 
 
-def test_tokens_read_ahead_are_part_of_the_sequence(decoder: GgmlDecoder) -> None:
+def test_tokens_read_ahead_are_part_of_the_sequence(decoder: AnyDecoder) -> None:
     """The prompt and what is proposed, then more, all in batches; against a read of each length."""
     session, _ = fresh(decoder)
     prompt, more = ids(40), ids(9, seed=2).ids
@@ -165,7 +171,7 @@ def test_tokens_read_ahead_are_part_of_the_sequence(decoder: GgmlDecoder) -> Non
     assert abs(again - rows).max() <= SAME
 
 
-def test_what_is_read_ahead_is_used_again(decoder: GgmlDecoder) -> None:
+def test_what_is_read_ahead_is_used_again(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder)
     more = ids(9, seed=2)
     session.read_ahead([ids(40)], more.ids, adapter=None)
@@ -175,7 +181,7 @@ def test_what_is_read_ahead_is_used_again(decoder: GgmlDecoder) -> None:
     assert kept == 49
 
 
-def test_dropped_tokens_leave_no_trace(decoder: GgmlDecoder) -> None:
+def test_dropped_tokens_leave_no_trace(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder)
     rows = EmbedSpan(np.random.default_rng(3).normal(0, 0.05, (12, 256)).astype(np.float32), "clip")
     session.read_ahead([ids(40), rows], ids(9, seed=2).ids, adapter=None)
@@ -194,7 +200,7 @@ def test_dropped_tokens_leave_no_trace(decoder: GgmlDecoder) -> None:
     assert session.length == decoder.length == 0
 
 
-def test_the_room_ends_where_everything_would_be_read_again(decoder: GgmlDecoder) -> None:
+def test_the_room_ends_where_everything_would_be_read_again(decoder: AnyDecoder) -> None:
     session, notes = fresh(decoder, limit=ORIGINAL + 6)
     assert session.room == 0, "nothing is read yet"
     rows, _ = session.read_ahead([ids(ORIGINAL - 3)], ids(9).ids, adapter=None)
@@ -218,7 +224,7 @@ def test_the_room_ends_where_everything_would_be_read_again(decoder: GgmlDecoder
     assert (decoder.table, session.length) == ("short", ORIGINAL)
 
 
-def test_an_interrupted_read_leaves_a_usable_session(decoder: GgmlDecoder) -> None:
+def test_an_interrupted_read_leaves_a_usable_session(decoder: AnyDecoder) -> None:
     session, _ = fresh(decoder)
     session.read([ids(30)], adapter=None)
     bad = TokenSpan(np.array([5, 99999], np.int32))
@@ -231,17 +237,20 @@ def test_an_interrupted_read_leaves_a_usable_session(decoder: GgmlDecoder) -> No
 
 
 def test_an_interrupt_while_the_cache_grows_costs_a_read_and_no_truth(
-    decoder: GgmlDecoder, monkeypatch: pytest.MonkeyPatch
+    decoder: AnyDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache is half copied then: the next read must not believe in it."""
     session, _ = fresh(decoder)
     session.read([ids(250)], adapter=None)
 
-    def interrupted(state: object, length: int) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "_restore", interrupted)
+        if isinstance(decoder, OnnxDecoder):
+            patch.setattr(KvCache, "write", interrupted)
+        else:
+            patch.setattr(decoder, "_restore", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.read([ids(250), ids(300, seed=2)], adapter=None)
     logits, kept = session.read([ids(250), ids(300, seed=2)], adapter=None)

@@ -149,10 +149,10 @@ class Rig:
         self._model._embed(Media("audio", speech), "speech")
 
     def _front(self, window: Float32) -> float:
-        assert self._model._media is not None
+        assert self._model._parts.media is not None
         features = log_mel(window, RATE)
         begin = time.perf_counter()
-        self._model._media._speech_encoder()._subsample(features, 0, count_tokens(len(features)))
+        self._model._parts.media._speech_encoder()._subsample(features, 0, count_tokens(len(features)))
         return time.perf_counter() - begin
 
 
