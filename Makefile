@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SOURCES := $(shell find runtime convert evaluate cli kernels nano -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find runtime convert evaluate serve bulk cli kernels nano -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
 .PHONY: demo test lint sanitize fuzz golden clean
 
@@ -30,7 +30,8 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	@rm -rf build/typing/pocketphi && mkdir -p build/typing/pocketphi && ln -sfn ../../../runtime build/typing/pocketphi/runtime && \
 	  ln -sfn ../../../convert build/typing/pocketphi/convert && ln -sfn ../../../cli build/typing/pocketphi/cli && \
-	  ln -sfn ../../../evaluate build/typing/pocketphi/evaluate && touch build/typing/pocketphi/__init__.py
+	  ln -sfn ../../../evaluate build/typing/pocketphi/evaluate && \
+	  ln -sfn ../../../serve build/typing/pocketphi/serve && ln -sfn ../../../bulk build/typing/pocketphi/bulk && touch build/typing/pocketphi/__init__.py
 	cd build/typing && MYPYPATH=. ../../$(BIN)/python -m mypy --strict --config-file ../../pyproject.toml -p pocketphi
 
 # The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: every variant against the scalar reference, then the
@@ -42,7 +43,7 @@ sanitize: $(VENV)/dev
 	  -DCMAKE_C_FLAGS_DEBUG='-g -O1'
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && ../../$(BIN)/ctest --output-on-failure
-	@rm -f $(SAFE)/cli.py && mkdir -p $(SAFE)/lib && ln -sfn $(CURDIR)/runtime $(CURDIR)/convert $(CURDIR)/evaluate $(CURDIR)/nano $(CURDIR)/cli $(SAFE)/ && \
+	@rm -f $(SAFE)/cli.py && mkdir -p $(SAFE)/lib && ln -sfn $(CURDIR)/runtime $(CURDIR)/convert $(CURDIR)/evaluate $(CURDIR)/serve $(CURDIR)/bulk $(CURDIR)/nano $(CURDIR)/cli $(SAFE)/ && \
 	  ln -sfn $(CURDIR)/build/sanitize/libpk*.so $(SAFE)/lib/ && \
 	  cp "$$($(BIN)/python -c 'import pocketphi; print(pocketphi.__file__)')" $(SAFE)/__init__.py
 	@if [ "$$(uname)" = Linux ]; then echo "pytest under the sanitizers" && PYTHONPATH=build/sanitize/python \
@@ -69,7 +70,7 @@ $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/installed
-	$(BIN)/pip install --quiet '.[dev,hub,eval,fuzz]' cmake ninja
+	$(BIN)/pip install --quiet '.[dev,hub,eval,serve,fuzz]' cmake ninja
 	@touch $@
 
 clean:

@@ -15,6 +15,7 @@ import typer
 from pocketphi.runtime.errors import PocketPhiError, shortened
 
 from . import on_signal
+from .bulk import batch
 from .fit import plan
 from .health import doctor
 from .importance import imatrix
@@ -23,6 +24,7 @@ from .listen import transcribe
 from .live import live
 from .make import convert, info
 from .measure import bench
+from .serve import serve
 from .talk import chat, run
 
 app = typer.Typer(
@@ -41,7 +43,21 @@ _EXPECTED = {  # what pydantic calls it: what to say
 }
 
 # As --help lists them.
-for _command in (run, chat, transcribe, live, convert, plan, imatrix, info, bench, evaluate, doctor):
+for _command in (
+    run,
+    chat,
+    transcribe,
+    live,
+    serve,
+    batch,
+    convert,
+    plan,
+    imatrix,
+    info,
+    bench,
+    evaluate,
+    doctor,
+):
     app.command("eval" if _command is evaluate else None)(_command)
 
 

@@ -36,6 +36,10 @@ LAYERS = (
         "agreement",
         "speech_task",
         "repetition",
+        "onnx_adapter_check",
+        "onnx_kernels",
+        "ram_encoders",
+        "ram_onnx",
     },
     {
         "image_header",
@@ -46,9 +50,10 @@ LAYERS = (
         "transcript",
         "machine",
         "onnx_session",
+        "ggml_model",
         "verify",
         "ram_model",
-        "onnx_kernels",
+        "onnx_cache",
     },
     {
         "prompt",
@@ -58,6 +63,7 @@ LAYERS = (
         "session",
         "memory_guard",
         "decoder_ggml",
+        "slot_worker",
         "decoder_onnx",
         "sampler_ggml",
         "report",
@@ -68,6 +74,7 @@ LAYERS = (
     },
     {
         "tokenizer",
+        "decoder_slots",
         "vision_encoder",
         "bench_decoder",
         "growing_speech",
@@ -77,18 +84,22 @@ LAYERS = (
     },
     {"stream", "embeddings", "media", "bench_peer"},
     {"answer", "bench_gguf", "backbone"},
+    {"model_parts"},
     {"engine"},
-    {"repl", "reader", "bench"},
+    {"repl", "reader", "bench", "model_pool"},
     {"transcribe", "live_summary"},
     {"live"},
     {"selftest", "doctor"},
 )
 ONLY = {  # package -> the runtime modules that may import it
-    "llama_cpp": {"decoder_ggml", "sampler_ggml", "ggml_log", "ggml_plugin", "ggml_observer", "doctor"},
+    "llama_cpp": {"ggml_model", "sampler_ggml", "ggml_log", "ggml_plugin", "ggml_observer", "doctor"},
     "tokenizers": {"tokenizer"},
     "ctypes": {
         "kernels",
+        "onnx_kernels",
+        "ggml_model",
         "decoder_ggml",
+        "decoder_slots",
         "sampler_ggml",
         "ggml_log",
         "ggml_plugin",
@@ -104,6 +115,8 @@ ONLY = {  # package -> the runtime modules that may import it
     "cv2": {"image", "video"},
     "convert": set(),
     "evaluate": set(),
+    "serve": set(),
+    "bulk": set(),
     "cli": set(),
     "pocketphi": set(),
     "torch": set(),
@@ -112,8 +125,17 @@ ONLY = {  # package -> the runtime modules that may import it
     "gguf": set(),
     "safetensors": set(),
 }
-FROM_RUNTIME = {"bundle", "cache", "errors", "gguf_header", "spec"}  # all that convert may use of runtime
+FROM_RUNTIME = {
+    "bundle",
+    "cache",
+    "errors",
+    "gguf_header",
+    "ram_model",
+    "spec",
+}  # all that convert may use of runtime
+LIBRARY = ("runtime", "convert", "evaluate", "serve", "bulk")
 WRITERS = {  # outputs are independent of one another
+    "write_genai",
     "write_gguf",
     "write_gguf_lora",
     "write_onnx_adapter",
@@ -125,6 +147,11 @@ WRITERS = {  # outputs are independent of one another
 
 def modules(folder: str) -> list[Path]:
     return sorted(p for p in (ROOT / folder).glob("*.py") if p.stem != "__init__")
+
+
+def library() -> list[Path]:
+    """All that is no command line."""
+    return [path for folder in LIBRARY for path in modules(folder)]
 
 
 def imports(path: Path) -> set[str]:
@@ -173,25 +200,38 @@ def test_evaluate_arrows(path: Path) -> None:
     assert used & {"torch", "transformers", "pocketphi", "convert", "cli", "matplotlib", "llama_cpp"} == set()
 
 
+@pytest.mark.parametrize("path", modules("serve"), ids=lambda p: p.stem)
+def test_serve_arrows(path: Path) -> None:
+    """It stands on the runtime alone; uvicorn has one door, and only `remote` goes out."""
+    used = imports(path)
+    assert not any(n.startswith("..") and not n.startswith("..runtime") for n in used)
+    doors = {"uvicorn": {"server"}, "http": {"app", "remote"}, "ssl": {"remote"}}
+    assert {n for n in used if path.stem not in doors.get(n, {path.stem})} == set()
+    assert used & {"urllib3", "httpx", "requests", "pocketphi", "convert", "cli", "llama_cpp"} == set()
+
+
+@pytest.mark.parametrize("path", modules("bulk"), ids=lambda p: p.stem)
+def test_bulk_arrows(path: Path) -> None:
+    """It stands on the runtime alone; Ray has one door, and nothing else goes out or comes in."""
+    used = imports(path)
+    assert not any(n.startswith("..") and not n.startswith("..runtime") for n in used)
+    assert path.stem == "ray_pool" or "ray" not in used
+    assert used & {"socket", "multiprocessing", "pickle", "pocketphi", "convert", "cli", "llama_cpp"} == set()
+
+
 def test_nothing_imports_the_command_line() -> None:
-    for path in [*modules("runtime"), *modules("convert"), *modules("evaluate")]:
+    for path in library():
         assert not any(n.lstrip(".").split(".")[0] == "cli" for n in imports(path))
 
 
 def test_the_library_prints_nothing() -> None:
-    for path in [*modules("runtime"), *modules("convert"), *modules("evaluate")]:
+    for path in library():
         calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
         assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
 
 
 def test_files_have_one_subject() -> None:
-    for path in [
-        *modules("runtime"),
-        *modules("convert"),
-        *modules("evaluate"),
-        *modules("cli"),
-        ROOT / "cli" / "__init__.py",
-    ]:
+    for path in [*library(), *modules("cli"), ROOT / "cli" / "__init__.py"]:
         assert len(path.read_text("utf-8").splitlines()) <= 400, path
 
 

@@ -8,6 +8,7 @@ would send later; it is seen by the identifier that it keeps in the temporary fo
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,10 @@ ONE = ["-t", "1"]  # a thread: two of a busy machine's wait for each other
 SPEECH_ITEMS = str(EVAL / "speech.jsonl")
 IMATRIX = Path(__file__).parent / "golden/imatrix/llama-imatrix.gguf"
 IMAGE, CLIP = str(EVAL / "images/img-000.png"), str(EVAL / "audio/asr-010.flac")
+ITEMS = [
+    {"audio": CLIP},
+    {"messages": [{"role": "user", "content": [{"type": "image", "path": IMAGE}]}], "max_tokens": 4},
+]
 SAVE = ["--save-logits", "{tmp}/logits"]
 # Every command, with what makes it load all that it may load. "{tmp}" is a folder of the case.
 CASES: dict[str, list[list[str]]] = {
@@ -63,8 +68,10 @@ CASES: dict[str, list[list[str]]] = {
         [*ONE, "--data", "{tmp}/text.txt", "--metric", "ppl", "--chunks", "1", *SAVE],
         [*ONE, "--metric", "kld", "--logits", "{tmp}/logits"],
     ],
+    "batch": [[*ONE, "{tmp}/items.jsonl", "-o", "{tmp}/out.jsonl", "--workers", "2"]],
     "imatrix": [[*ONE, "--data", "{tmp}/text.txt", "-o", "{tmp}/imatrix.gguf", "--chunks", "1"]],
 }
+LISTENS = {"serve"}  # opens a socket for others; tests/serve/ looks after what it may connect to
 WITH_EXTRA = {  # cases that need a library that only an extra brings
     "jiwer": [*ONE, "--data", SPEECH_ITEMS, "--metric", "wer", "--limit", "1"],
     "sacrebleu": [*ONE, "--data", SPEECH_ITEMS, "--metric", "bleu", "--limit", "1"],
@@ -161,10 +168,11 @@ def test_from_the_hubs_cache_alone(guarded: dict[str, str], tmp_path: Path) -> N
     assert attempts(guarded) == []
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", [name for name in commands() if name not in LISTENS])
 def test_no_command_uses_the_network(name: str, guarded: dict[str, str], tmp_path: Path) -> None:
     assert name in CASES, "a new command needs cases of its own"
     (tmp_path / "text.txt").write_text(TEXT, "utf-8")
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS), "utf-8")
     write_video(tmp_path / "v.avi")
     for arguments in CASES[name]:
         filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client may ask of the server: sizes, times and counts, with the defaults of `pocketphi serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one server. docs/server.md lists them with the statuses they lead to."""
+
+    queue: int = 64  # requests that wait; one more is a 429
+    connections: int = 512  # open at a time; one more is closed
+    header_bytes: int = 32 << 10
+    body_bytes: int = 32 << 20  # of one request
+    held_bytes: int = 256 << 20  # of the bodies of all requests that are not answered yet
+    header_s: float = 10.0  # from the first byte of a request, or the last answer, to the end of its headers
+    body_s: float = 60.0  # to the end of its body
+    unread_bytes: int = 256 << 10  # of an answer: what we keep, and what the system does
+    send_s: float = 30.0  # that a client may leave an answer unread
+    answer_s: float = 600.0  # that the model may take over one request; then the answer ends with "length"
+    grace_s: float = 10.0  # that requests have to finish when the server is told to stop
+    messages: int = 4096
+    parts: int = 8192  # of all messages together
+    media: int = 64  # pictures and clips of one request
+    pixels: int = 50_000_000  # of one picture
+    audio_s: float = 1800.0  # of all clips of one request
+    stop: int = 16  # stop strings
+    stop_chars: int = 256  # of one of them
+    tools: int = 128
+    remote_bytes: int = 20 << 20  # of one picture from another server
+    remote_s: float = 10.0  # to get it
+
+
+class Budget:
+    """Bytes that the requests of a server hold together. For one thread, the event loop's."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes held now."""
+        return self._held
+
+    def take(self, n: int) -> None:
+        """Hold `n` bytes more.
+
+        Raises:
+            Refusal: 429, all requests together would hold too much.
+        """
+        if self._held + n > self._most:
+            raise Refusal(
+                429,
+                f"the server holds {self._held:,} bytes of requests, at most {self._most:,}: try again",
+                code="rate_limit_exceeded",
+                retry_after=1,
+            )
+        self._held += n
+
+    def give_back(self, n: int) -> None:
+        """They are held no more."""
+        self._held -= n
