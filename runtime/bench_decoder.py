@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .decoder import Decoder
 from .decoder_ggml import GgmlDecoder, GgmlOptions
 from .errors import InputError
 from .gguf_check import AdapterFile
@@ -53,7 +54,7 @@ class Sample:
 class SpeedRunner:
     """A loaded decoder that can repeat one plan."""
 
-    def __init__(self, decoder: GgmlDecoder, plan: SpeedPlan) -> None:
+    def __init__(self, decoder: Decoder, plan: SpeedPlan) -> None:
         self._decoder, self._plan = decoder, plan
         n = max(plan.n_prompt, plan.depth)
         self._prompt = _random_ids(1, n, decoder.spec.vocab_size)

@@ -2,9 +2,9 @@
 """Our kernels under ONNX Runtime: register the library of operators, and have a graph use them.
 
 `convert` writes graphs of ONNX Runtime's own operators, which every build of it runs. Here the products of
-4-bit and 8-bit weights in such a graph, and the gates between them, are renamed into our domain, when it is
-loaded. Whatever is wrong with the library leaves the graph as it was: slower, never wrong.
-POCKETPHI_KERNELS=stock leaves it out on purpose.
+4-bit and 8-bit weights in such a graph, the gates between them and what an adapter adds to them are renamed
+into our domain, when it is loaded. Whatever is wrong with the library leaves the graph as it was: slower,
+never wrong. POCKETPHI_KERNELS=stock leaves it out on purpose.
 
 Source: onnx.proto of onnx 1.21 (the numbers of fields), kernels/adapters/onnxruntime/ (what operators take).
 """
@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .errors import BundleError, InputError, one_line
 
 DOMAIN = "pocketphi"
 ABI = 1  # PK_ORT_OWN_ABI of kernels/adapters/onnxruntime/library.c
-COUNTS = ("products", "tokens", "gates", "packed_bytes")  # what pk_ort_counts fills, in order
+COUNTS = ("products", "tokens", "gates", "packed_bytes", "loras")  # what pk_ort_counts fills, in order
 
 _VARIABLE = "POCKETPHI_KERNELS"
 _CHOICES = ("auto", "stock")
@@ -146,8 +146,9 @@ def _open(path: Path) -> ctypes.CDLL:
 _MICROSOFT = "com.microsoft"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _GRAPH, _OPSET = 7, 8  # fields of ModelProto
-_NODE, _INITIALIZER, _OUTPUT = 1, 5, 12  # of GraphProto
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of GraphProto
 _IN, _OUT, _OP_TYPE, _ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
+_FLOAT, _INT8, _FLOAT16 = 1, 3, 10  # of TensorProto.DataType
 _BLOCK = 32  # weights that share a scale
 
 
@@ -155,7 +156,8 @@ def with_our_products(graph: bytes) -> bytes:
     """The same graph with the operators that our library has instead of ONNX Runtime's.
 
     MatMulNBits in blocks of 32 weights of 4 or 8 bits, without zero points or an order of groups, becomes
-    ours; so does up · silu(gate) of the two halves of a value. Everything else keeps its bytes.
+    ours; so do up · silu(gate) of the two halves of a value, and y + ((x A) · scale) B where A and B are
+    inputs of the graph. Everything else keeps its bytes.
 
     Args:
         graph: a ModelProto that `onnx_check` has accepted.
@@ -189,11 +191,13 @@ class _Node:
 
 def _graph(raw: bytes) -> bytes | None:
     """The graph with our operators; None where it has nothing for them."""
-    fields = [(number, field, value) for number, field, value in _fields(raw)]
-    nodes = [_node(v) for number, _, v in fields if number == _NODE and isinstance(v, bytes)]
-    outputs = {_text(_only(v, 1)) for number, _, v in fields if number == _OUTPUT and isinstance(v, bytes)}
-    tensors = [v for number, _, v in fields if number == _INITIALIZER and isinstance(v, bytes)]
-    replaced = _gates(nodes, outputs, tensors)
+    fields = list(_fields(raw))
+    held = [(number, value) for number, _, value in fields if isinstance(value, bytes)]
+    nodes = [_node(value) for number, value in held if number == _NODE]
+    tensors = [value for number, value in held if number == _INITIALIZER]
+    outputs = {_text(_only(value, 1)) for number, value in held if number == _OUTPUT}
+    inputs = {_text(_only(value, 1)): _end(value) for number, value in held if number == _INPUT}
+    replaced = _gates(nodes, outputs, tensors) | _loras(nodes, outputs, inputs)
     for i, node in enumerate(nodes):
         if _is_ours(node):
             replaced[i] = _product(node)
@@ -224,10 +228,8 @@ def _is_ours(node: _Node) -> bool:
 
 def _product(node: _Node) -> bytes:
     """MatMulNBits in our domain: what was its sixth input, the bias, is the fourth."""
-    bias = node.inputs[5:]
     parts = [field for number, field, _ in _fields(node.raw) if number not in (_IN, _NODE_DOMAIN)]
-    names = [*node.inputs[:3], *(name for name in bias if name)]
-    inputs = [_message(_IN, _bytes(name)) for name in names]
+    inputs = [_message(_IN, _bytes(name)) for name in (*node.inputs[:3], *node.inputs[5:]) if name]
     if "bits" not in node.attributes:  # 4, if it is not said; ours wants it said
         parts.append(_message(_ATTRIBUTE, _message(1, b"bits") + b"\x18\x04\xa0\x01\x02"))
     return _message(_NODE, b"".join([*inputs, *parts, _message(_NODE_DOMAIN, DOMAIN.encode())]))
@@ -246,25 +248,66 @@ def _gates(nodes: list[_Node], outputs: set[str], tensors: list[bytes]) -> dict[
         if nodes[silu].op != f"{_MICROSOFT}.QuickGelu" or nodes[silu].attributes.get("alpha") != _ONE:
             continue
         split = maker.get(nodes[silu].inputs[0], i)
-        between = [nodes[silu].inputs[0], *node.inputs]
         if (
             nodes[split].op == "Split"
             and nodes[split].attributes == {"axis": -1}
             and nodes[split].outputs == (nodes[silu].inputs[0], node.inputs[1])
             and len(nodes[split].inputs) == 2
             and nodes[split].inputs[1] in halves
-            and all(uses[name] == 1 and name not in outputs for name in between)
+            and all(uses[name] == 1 and name not in outputs for name in (nodes[silu].inputs[0], *node.inputs))
         ):
             replaced[split] = replaced[silu] = b""
-            replaced[i] = _gate(nodes[split].inputs[0], node.outputs[0])
+            replaced[i] = _fused("SwiGLU", nodes[split].inputs[:1], node.outputs[0])
     return replaced
+
+
+def _loras(nodes: list[_Node], outputs: set[str], ends: Mapping[str, tuple[int, int]]) -> dict[int, bytes]:
+    """What stands for the nodes of `convert`'s add_lora, by the node's place."""
+    maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
+    uses = Counter(name for node in nodes for name in node.inputs)
+    replaced: dict[int, bytes] = {}
+
+    def made(name: str, op: str, n: int, gone: list[int]) -> tuple[str, ...]:
+        """What the value is made from by this operator, for one use alone; otherwise n times nothing."""
+        found = nodes[maker.get(name, 0)]
+        alone = name in found.outputs and uses[name] == 1 and name not in outputs
+        wanted = (op, {"to": _FLOAT} if op == "Cast" else {}, n)
+        if not alone or (found.op, found.attributes, len(found.inputs)) != wanted:
+            return ("",) * n
+        gone.append(maker[name])
+        return found.inputs
+
+    for i, node in enumerate(nodes):
+        gone: list[int] = []
+        last = node.inputs[-1] if node.op == "Add" and len(node.inputs) == 2 else ""
+        inner, b = made(last, "MatMul", 2, gone)
+        product, scale = made(inner, "Mul", 2, gone)
+        x, a = made(product or inner, "MatMul", 2, gone)
+        a, b = (made(name, "Cast", 1, gone)[0] or name for name in (a, b))
+        kind, scaled = ends.get(a, (0, 0)), ends.get(scale) == (_FLOAT, 1)
+        # as many nodes as this type has: two products; two casts of what is not float32; a scale of int8
+        n_nodes = {(_FLOAT, 2): 2, (_FLOAT16, 2): 4, (_INT8, 2): 5}.get(kind)
+        if kind == ends.get(b) and len(gone) == n_nodes and scaled == (kind[0] == _INT8):
+            replaced |= dict.fromkeys(gone, b"")
+            replaced[i] = _fused("Lora", [x, node.inputs[0], a, b, scale][: 4 + scaled], node.outputs[0])
+    return replaced
+
+
+def _end(value: int | bytes) -> tuple[int, int]:
+    """Of a graph's input, the type, by TensorProto.DataType, and how many dimensions; zeros where unknown."""
+    for number in (2, 1):  # TypeProto, Tensor
+        value = _only(value, number) if isinstance(value, bytes) else b""
+    kind, shape = (_only(value, number) if isinstance(value, bytes) else b"" for number in (1, 2))
+    n_dims = sum(number == 1 for number, _, _ in _fields(shape)) if isinstance(shape, bytes) else 0
+    return (kind, n_dims) if isinstance(kind, int) else (0, 0)
 
 
 _ONE = b"\x00\x00\x80\x3f"  # float32
 
 
-def _gate(both: str, out: str) -> bytes:
-    texts = ((_IN, both), (_OUT, out), (3, f"{out}:SwiGLU"), (_OP_TYPE, "SwiGLU"), (_NODE_DOMAIN, DOMAIN))
+def _fused(op: str, inputs: Sequence[str], out: str) -> bytes:
+    texts = [(_IN, name) for name in inputs]
+    texts += [(_OUT, out), (3, f"{out}:{op}"), (_OP_TYPE, op), (_NODE_DOMAIN, DOMAIN)]
     return _message(_NODE, b"".join(_message(number, _bytes(text)) for number, text in texts))
 
 

@@ -31,7 +31,9 @@ from onnx import TensorProto, helper
 
 from pocketphi.convert.checkpoint import Checkpoint
 from pocketphi.convert.config import read_config
+from pocketphi.convert.decoder_quant import LoraKind
 from pocketphi.convert.mapping import map_tensors
+from pocketphi.convert.write_onnx_adapter import write_onnx_adapter
 from pocketphi.convert.write_onnx_decoder import DecoderQuant, write_decoder
 from pocketphi.runtime import onnx_kernels
 from pocketphi.runtime.errors import BundleError, InputError
@@ -343,6 +345,8 @@ def decoder(directory: Path, quant: DecoderQuant) -> Path:
         config = read_config(source.config, "config.json")
         tensors = map_tensors(config, source.tensors, source.adapters, checkpoint)
         write_decoder(directory, source, config, tensors, quant)
+        for adapter in tensors.adapters.values():
+            write_onnx_adapter(directory, source, adapter, quant.lora)
     return directory / "model.onnx"
 
 
@@ -353,7 +357,8 @@ def test_only_what_is_ours_changes(nano: Callable[[DecoderQuant], Path]) -> None
     kinds = [node.op_type for node in after.graph.node if node.domain == "pocketphi"]
     layers = sum(node.op_type == "GroupQueryAttention" for node in before.graph.node)
     assert kinds.count("MatMulNBits") == 4 * layers + 1 and kinds.count("SwiGLU") == layers
-    assert not any(node.op_type in ("QuickGelu", "Split") for node in after.graph.node)
+    assert kinds.count("Lora") == 4 * layers
+    assert not any(node.op_type in ("QuickGelu", "Split", "MatMul") for node in after.graph.node)
     assert {o.domain: o.version for o in after.opset_import} == {
         **{o.domain: o.version for o in before.opset_import},
         "pocketphi": 1,
@@ -362,9 +367,16 @@ def test_only_what_is_ours_changes(nano: Callable[[DecoderQuant], Path]) -> None
     for node in after.graph.node:
         if node.op_type == "MatMulNBits":
             node.domain = MICROSOFT
-        if node.op_type != "SwiGLU":
+        if node.op_type not in ("SwiGLU", "Lora"):
             assert node == others.pop(node.name)
-    assert {node.op_type for node in others.values()} == {"Split", "QuickGelu", "Mul"}
+    assert {node.op_type for node in others.values()} == {
+        "Split",
+        "QuickGelu",
+        "Mul",
+        "Cast",
+        "MatMul",
+        "Add",
+    }
     del before.graph.node[:], after.graph.node[:], before.opset_import[:], after.opset_import[:]
     assert before == after
 
@@ -373,7 +385,10 @@ def test_a_graph_without_work_for_us_keeps_its_bytes(nano: Callable[[DecoderQuan
     raw = nano(DecoderQuant.uniform("fp32", lora="fp32")).read_bytes()
     stays = onnx.load_from_string(raw)
     gates = onnx.load_from_string(onnx_kernels.with_our_products(raw))
-    assert {node.op_type for node in gates.graph.node if node.domain == "pocketphi"} == {"SwiGLU"}
+    assert {node.op_type for node in gates.graph.node if node.domain == "pocketphi"} == {
+        "SwiGLU",
+        "Lora",
+    }
     assert not any(node.op_type == "MatMulNBits" for node in stays.graph.node)
     embedding = nano(DecoderQuant()).with_name("embedding.onnx").read_bytes()
     assert onnx_kernels.with_our_products(embedding) == embedding
@@ -469,6 +484,205 @@ def test_a_gate_is_near_its_formula() -> None:
     # exp within 2 ulp of float32, then a sum, a quotient and a product; near zero in steps of 2^-149
     assert (abs(y - want) <= 4 * EPS * abs(want) + 2.0**-148 * (1 + abs(up))).all()
     assert onnx_kernels.counts().get("gates", 1) - before == 1
+
+
+# ---- adapters ----
+
+LORA_SHAPES = [
+    (9, 33, 5),
+    (64, 96, 8),
+    (70, 257, 1),
+    (300, 530, 320),
+    (33, 17, 0),
+    (400, 40, 33),
+]  # in, out, rank
+LORA_ROWS = [1, 7, 8, 9, 100, 250]
+LORA_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+
+LORA_CHILD = """
+import sys
+import numpy as np
+from tests.test_onnx_kernels import LORA_ROWS, LORA_SHAPES, LORA_TYPES, lora_feeds, lora_graph, open_session
+from pocketphi.runtime import onnx_kernels
+found = {}
+for kind in LORA_TYPES:
+    graph = onnx_kernels.with_our_products(lora_graph(kind))
+    sessions = [open_session(graph, threads) for threads in (1, 2)]
+    for i in range(len(LORA_SHAPES)):
+        for rows in LORA_ROWS:
+            for threads, session in enumerate(sessions, 1):
+                (out,) = session.run(None, lora_feeds(kind, i, rows))
+                found[f"{kind} {i} {rows} {threads}"] = out
+np.savez(sys.argv[1], **found)
+"""
+
+
+def lora_graph(kind: str, change: str = "") -> bytes:
+    """What `convert`'s add_lora writes, of any sizes; or that with something changed."""
+    a, b, scale = ("lora_A", "lora_B", "lora_scale")
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "s", "in"]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "s", "out"]),
+        helper.make_tensor_value_info(a, LORA_TYPES[kind], ["in", "rank"]),
+        helper.make_tensor_value_info(b, LORA_TYPES[kind], ["rank", "out"]),
+    ]
+    nodes = []
+    if kind != "fp32":
+        nodes += [helper.make_node("Cast", [name], [f"{name} f"], to=TensorProto.FLOAT) for name in (a, b)]
+        a, b = (f"{name} f" for name in (a, b))
+    nodes.append(helper.make_node("MatMul", ["x", a], ["inner"]))
+    inner = "inner"
+    if kind == "int8" or change == "scaled":
+        ends.append(helper.make_tensor_value_info(scale, TensorProto.FLOAT, ["rank"]))
+        nodes.append(helper.make_node("Mul", ["inner", scale], ["scaled"]))
+        inner = "scaled"
+    nodes.append(helper.make_node("MatMul", [inner, b], ["more"]))
+    nodes.append(helper.make_node("Add", ["more", "y"] if change == "y second" else ["y", "more"], ["out"]))
+    outputs = [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["b", "s", "out"])]
+    if change == "inner is an output":
+        outputs.append(helper.make_tensor_value_info("inner", TensorProto.FLOAT, ["b", "s", "rank"]))
+    if change == "more used twice":
+        nodes.append(helper.make_node("Neg", ["more"], ["less"]))
+    if change == "three dimensions":
+        ends[2] = helper.make_tensor_value_info("lora_A", LORA_TYPES[kind], ["b", "in", "rank"])
+    if change == "A computed":
+        nodes.insert(0, helper.make_node("Neg", ["a"], ["lora_A"]))
+        ends[2] = helper.make_tensor_value_info("a", LORA_TYPES[kind], ["in", "rank"])
+    graph = helper.make_graph(nodes, "g", ends, outputs)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    return bytes(model.SerializeToString())
+
+
+def lora_feeds(kind: str, i: int, rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Sizes of LORA_SHAPES[i]; an even number of rows is a batch of two."""
+    d_in, d_out, rank = LORA_SHAPES[i]
+    rng = np.random.default_rng([i, rows])
+    outer = (2, rows // 2) if rows % 2 == 0 else (1, rows)
+    feeds = {
+        "x": activations(rows, d_in).reshape(*outer, d_in),
+        "y": rng.normal(0, 1, (*outer, d_out)).astype(np.float32),
+    }
+    for name, shape in (("lora_A", (d_in, rank)), ("lora_B", (rank, d_out))):
+        if kind == "int8":
+            feeds[name] = rng.integers(-128, 128, shape).astype(np.int8)
+        else:
+            feeds[name] = rng.normal(0, 0.1, shape).astype(np.float16 if kind == "fp16" else np.float32)
+    if kind == "int8":
+        feeds["lora_scale"] = rng.uniform(1e-6, 1e-4, rank).astype(np.float32)
+    return feeds
+
+
+def lora_formula(feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float64, Float64]:
+    """In float64, and how far float32 may be from it.
+
+    A value goes through one product and one sum for each column of x, the sum of 8 parts, the scale, one
+    product and one sum for each of the rank, and the last sum; each is off by 2^-24 of the sum of sizes. The
+    last factor allows for the products of such errors.
+    """
+    x, y, a, b = (feeds[name].astype(np.float64) for name in ("x", "y", "lora_A", "lora_B"))
+    scale = feeds.get("lora_scale", np.ones(a.shape[1])).astype(np.float64)
+    sizes = abs(y) + (abs(x) @ abs(a) * scale) @ abs(b)
+    n = 2 * a.shape[0] + 8 + 1 + 2 * a.shape[1] + 1
+    return y + (x @ a * scale) @ b, n * EPS / 2 * sizes * 1.001
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_variant_of_lora_is_near_the_formula(tmp_path: Path, mask: str) -> None:
+    done = python(LORA_CHILD, str(tmp_path / "found.npz"), mask=mask)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    assert len(found.files) == len(LORA_TYPES) * len(LORA_SHAPES) * len(LORA_ROWS) * 2
+    for name in found.files:
+        kind, i, rows, threads = name.split()
+        feeds = lora_feeds(kind, int(i), int(rows))
+        want, off = lora_formula(feeds)
+        assert found[name].shape == want.shape and (abs(found[name] - want) <= off).all(), name
+        if LORA_SHAPES[int(i)][2] == 0:
+            assert found[name].tobytes() == feeds["y"].tobytes()
+        if threads == "2":  # the same bits on one thread
+            assert found[name].tobytes() == found[name[:-1] + "1"].tobytes()
+
+
+@pytest.mark.parametrize("kind", LORA_TYPES)
+def test_loras_are_replaced_and_run(kind: str) -> None:
+    ours = onnx_kernels.with_our_products(lora_graph(kind))
+    (node,) = onnx.load_from_string(ours).graph.node
+    scale = ["lora_scale"] if kind == "int8" else []
+    assert (node.domain, node.op_type, list(node.output)) == ("pocketphi", "Lora", ["out"])
+    assert list(node.input) == ["x", "y", "lora_A", "lora_B", *scale]
+    before = onnx_kernels.counts().get("loras", 0)
+    for i in (3, 4):  # the second of rank 0: nothing is counted
+        open_session(ours).run(None, lora_feeds(kind, i, 3))
+    assert not onnx_kernels.load().active or onnx_kernels.counts()["loras"] - before == 1
+
+
+@pytest.mark.parametrize("kind", LORA_TYPES)
+@pytest.mark.parametrize(
+    "change",
+    ["y second", "inner is an output", "more used twice", "three dimensions", "A computed", "scaled"],
+)
+def test_other_loras_stay(kind: str, change: str) -> None:
+    raw = lora_graph(kind, change)
+    changed = not (kind == "int8" and change == "scaled")  # int8 has a scale anyway
+    assert (onnx_kernels.with_our_products(raw) == raw) == changed
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("x", (1, 2, 65), "x and y are not"),
+        ("x", (1, 3, 64), "x and y are not"),
+        ("x", (2, 1, 64), "x and y are not"),
+        ("y", (1, 2, 95), "x and y are not"),
+        ("y", (1, 1, 96), "x and y are not"),
+        ("lora_A", (64, 9), "A and B are not"),
+        ("lora_B", (7, 96), "A and B are not"),
+        ("lora_scale", (7,), "scale has 7"),
+    ],
+)
+def test_loras_that_do_not_fit(name: str, shape: tuple[int, ...], said: str) -> None:
+    session = open_session(onnx_kernels.with_our_products(lora_graph("int8")))
+    feeds = lora_feeds("int8", 1, 2)
+    feeds = {key: a.reshape(1, 2, -1) if a.ndim == 3 else a for key, a in feeds.items()}
+    feeds[name] = np.zeros(shape, feeds[name].dtype)
+    with pytest.raises(Exception, match=said):
+        session.run(None, feeds)
+
+
+@pytest.mark.parametrize("kind", LORA_TYPES)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_decoder_with_an_adapter(nano: Callable[[DecoderQuant], Path], kind: LoraKind, rows: int) -> None:
+    """The logits of phi4-nano in fp32 with each adapter, ours beside ONNX Runtime's own nodes.
+
+    Both are float32 sums of the same numbers in other orders: in each layer off by some hundred units of
+    2^-24. 2^-10 of the largest logit is above what layers make of that, and below an adapter's part.
+    """
+    path = nano(DecoderQuant.uniform("fp32", lora=kind))
+    raw = path.read_bytes()
+    sessions = [
+        open_session(onnx_kernels.with_our_products(raw) if ours else raw, folder=path.parent, ours=ours)
+        for ours in (False, True)
+    ]
+    plain: dict[str, npt.NDArray[Any]] = {
+        "input_ids": np.arange(5, 5 + rows, dtype=np.int64)[None],
+        "attention_mask": np.ones((1, rows), np.int64),
+        "n_logits": np.array([1], np.int64),
+    }
+    for end in sessions[0].get_inputs():
+        if end.name.startswith("past_key_values"):
+            plain[end.name] = np.zeros((1, end.shape[1], 0, end.shape[3]), np.float32)
+    (without,) = sessions[0].run(["logits"], plain)
+    files = sorted(path.parent.glob("*.onnx_adapter"))
+    assert len(files) == 2
+    for file in files:
+        held = onnxruntime.AdapterFormat.read_adapter(str(file)).get_parameters()
+        feeds = plain | {name: value.numpy() for name, value in held.items()}
+        before = onnx_kernels.counts().get("loras", 0)
+        theirs, ours = (session.run(["logits"], feeds)[0] for session in sessions)
+        linears = sum(name.endswith(".lora_A") for name in held)
+        after = onnx_kernels.counts().get("loras", linears)
+        assert linears > 0 and after - before == linears
+        assert abs(ours - theirs).max() <= 2.0**-10 * abs(theirs).max() < abs(theirs - without).max()
 
 
 def log_probabilities(path: Path, ours: bool) -> Float64:

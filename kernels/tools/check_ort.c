@@ -25,7 +25,7 @@ struct OrtValue {
     void *data;
 };
 
-enum { MAX_OPS = 4, MAX_INPUTS = 4, MAX_ATTRIBUTES = 4 };
+enum { MAX_OPS = 4, MAX_INPUTS = 5, MAX_ATTRIBUTES = 4 };
 
 struct OrtCustomOpDomain {
     const OrtCustomOp *ops[MAX_OPS];
@@ -228,7 +228,7 @@ static OrtValue tensor(int type, size_t item, size_t n_dims, int64_t a, int64_t 
 // MatMulNBits of one shape, filled with numbers. A has `tokens` rows.
 static OrtKernelInfo product(int64_t bits, int64_t n, int64_t k, int64_t tokens) {
     OrtKernelInfo node = {
-        .attributes = {{"K", k}, {"N", n}, {"bits", bits}, {"block_size", 32}}, .n_inputs = MAX_INPUTS};
+        .attributes = {{"K", k}, {"N", n}, {"bits", bits}, {"block_size", 32}}, .n_inputs = 4};
     node.inputs[0] = tensor(ORT_FLOAT, 4, 2, tokens, k);
     node.inputs[1] = tensor(ORT_UINT8, 1, 2, n, k * bits / 8);
     node.inputs[2] = tensor(ORT_FLOAT, 4, 2, n, k / 32);
@@ -271,7 +271,7 @@ static void compare(const OrtKernelInfo *node, const float *out, int64_t bits, i
 }
 
 static void check_products(const OrtCustomOp *op) {
-    static const int64_t shapes[][3] = {{1, 32, 1}, {17, 96, 3}, {33, 256, 40}, {16, 512, 16}, {200, 288, 2}};
+    static const int64_t shapes[][3] = {{1, 32, 1}, {17, 96, 3}, {33, 256, 20}, {16, 512, 2}};
     for (int64_t bits = 4; bits <= 8; bits += 4) {
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
             const int64_t n = shapes[i][0], k = shapes[i][1], tokens = shapes[i][2];
@@ -354,7 +354,7 @@ static void check_runs(const OrtCustomOp *op) {
 static void check_gate(const OrtCustomOp *op) {
     OrtKernelInfo node = {.n_inputs = 1};
     OrtKernelContext context = {.node = &node};
-    const int64_t tokens = 3, d = 5000;
+    const int64_t tokens = 2, d = 4100;  // more than one unit
     node.inputs[0] = tensor(ORT_FLOAT, 4, 2, tokens, 2 * d);
     float *x = node.inputs[0].data;
     for (int64_t i = 0; i < tokens * 2 * d; i++) x[i] = 10.0f * uniform();
@@ -378,16 +378,119 @@ static void check_gate(const OrtCustomOp *op) {
     release(&node);
 }
 
+static size_t bytes_of(int type) { return type == ORT_FLOAT ? 4 : type == ORT_FLOAT16 ? 2 : 1; }
+
+static double number_at(const OrtValue *value, int64_t i) {
+    const float *f32 = value->data;
+    const uint16_t *f16 = value->data;
+    const int8_t *s8 = value->data;
+    return (double)(value->type == ORT_FLOAT ? f32[i] : value->type == ORT_FLOAT16 ? pk_from_fp16(f16[i]) : s8[i]);
+}
+
+static OrtValue filled(int type, int64_t a, int64_t b) {
+    OrtValue value = tensor(type, bytes_of(type), 2, a, b);
+    for (int64_t i = 0; i < a * b; i++) {
+        const float x = uniform();
+        if (type == ORT_FLOAT) ((float *)value.data)[i] = x;
+        else if (type == ORT_FLOAT16) ((uint16_t *)value.data)[i] = pk_to_fp16(x);
+        else ((int8_t *)value.data)[i] = (int8_t)(127.0f * x);
+    }
+    return value;
+}
+
+static OrtKernelInfo adapted(int type, int64_t rows, int64_t in, int64_t rank, int64_t columns) {
+    OrtKernelInfo node = {.n_inputs = type == ORT_INT8 ? 5 : 4};
+    node.inputs[0] = filled(ORT_FLOAT, rows, in);
+    node.inputs[1] = filled(ORT_FLOAT, rows, columns);
+    node.inputs[2] = filled(type, in, rank);
+    node.inputs[3] = filled(type, rank, columns);
+    node.inputs[4] = filled(ORT_FLOAT, rank, 1);
+    node.inputs[4].n_dims = 1;
+    return node;
+}
+
+// Every value is off by 2^-24 of its size for each operation: in products of x, one and a sum; twice that is taken.
+static void compare_lora(const OrtKernelInfo *node, const float *out) {
+    const OrtValue *v = node->inputs;
+    const int64_t rows = v[0].dims[0], in = v[0].dims[1], rank = v[2].dims[1], columns = v[3].dims[1];
+    for (int64_t r = 0; r < rows; r++) {
+        double sums[64] = {0}, sizes[64] = {0};  // rank is 33 at most
+        for (int64_t i = 0; i < rank; i++) {
+            const double by = node->n_inputs == 5 ? number_at(&v[4], i) : 1.0;
+            for (int64_t k = 0; k < in; k++) {
+                const double product = number_at(&v[0], r * in + k) * number_at(&v[2], k * rank + i) * by;
+                sums[i] += product;
+                sizes[i] += fabs(product);
+            }
+        }
+        for (int64_t c = 0; c < columns; c++) {
+            double sum = number_at(&v[1], r * columns + c), size = fabs(sum);
+            for (int64_t i = 0; i < rank; i++) {
+                const double b = number_at(&v[3], i * columns + c);
+                sum += sums[i] * b;
+                size += sizes[i] * fabs(b);
+            }
+            const double bound = (double)(in + rank + 16) * 0x1p-23 * size;
+            expect(fabs((double)out[r * columns + c] - sum) <= bound, "a LoRA is near its formula");
+        }
+    }
+}
+
+static void check_loras(const OrtCustomOp *op) {
+    static const int64_t shapes[][4] = {  // rows, in, rank, columns
+        {1, 130, 33, 300}, {2, 9, 1, 5}, {8, 70, 8, 33}, {9, 20, 33, 40}, {245, 10, 3, 7}, {3, 4, 0, 5}, {0, 4, 2, 5},
+        {13, 400, 2, 17}};
+    static const int types[] = {ORT_FLOAT, ORT_FLOAT16, ORT_INT8};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        for (size_t t = 0; t < 3; t++) {
+            OrtKernelInfo node = adapted(types[t], shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3]);
+            OrtKernelContext context = {.node = &node};
+            void *kernel = NULL;
+            if (failed(op->CreateKernelV2(op, &api, &node, &kernel))) abort();
+            expect(!failed(op->KernelComputeV2(kernel, &context)), "a LoRA is computed");
+            compare_lora(&node, context.output.data);
+            op->KernelDestroy(kernel);
+            free(context.output.data);
+            release(&node);
+        }
+    }
+}
+
+static void check_lora_refusals(const OrtCustomOp *op) {
+    OrtKernelInfo good = adapted(ORT_INT8, 2, 8, 4, 6);
+    void *kernel = NULL;
+    if (failed(op->CreateKernelV2(op, &api, &good, &kernel))) abort();
+    for (size_t i = 0; i < 5; i++) {
+        for (size_t change = 0; change < 5; change++) {
+            OrtKernelInfo node = good;
+            if (change == 0) node.inputs[i].dims[0]--;
+            if (change == 1) node.inputs[i].dims[1]--;
+            if (change == 2) node.inputs[i].type = ORT_UINT8;
+            if (change == 3) node.inputs[i].n_dims = i == 4 ? PK_MAX_DIMS + 1 : 1;
+            if (change == 4) node.n_inputs = i;
+            if (i == 4 && change == 1) continue;  // it has one dimension
+            OrtKernelContext context = {.node = &node};
+            expect(failed(op->KernelComputeV2(kernel, &context)), "a LoRA that contradicts itself is refused");
+            free(context.output.data);
+        }
+    }
+    op->KernelDestroy(kernel);
+    release(&good);
+}
+
 int main(void) {
     const OrtCustomOpDomain *domain = check_guard();
-    expect(domain && domain->n == 2, "two operators are registered");
-    if (domain && domain->n == 2) {
-        const OrtCustomOp *linear = domain->ops[0], *gate = domain->ops[1];
+    expect(domain && domain->n == 3, "three operators are registered");
+    if (domain && domain->n == 3) {
+        const OrtCustomOp *linear = domain->ops[0], *gate = domain->ops[1], *lora = domain->ops[2];
         expect(!strcmp(linear->GetName(linear), "MatMulNBits") && !strcmp(gate->GetName(gate), "SwiGLU"), "their names");
         check_products(linear);
         check_contradictions(linear);
         check_runs(linear);
         check_gate(gate);
+        expect(!strcmp(lora->GetName(lora), "Lora"), "its name");
+        check_loras(lora);
+        check_lora_refusals(lora);
     }
     if (!failures) printf("check_ort: the library for ONNX Runtime holds\n");
     return failures != 0;

@@ -13,7 +13,7 @@ from pocketphi.runtime import kernels
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
-FAMILIES = {"attention", "logmel", "matmul", "probe", "quantize", "vector"}
+FAMILIES = {"attention", "logmel", "lora", "matmul", "probe", "quantize", "vector"}
 SOURCES = sorted(p for p in KERNELS.rglob("*") if p.suffix in (".h", ".c", ".cpp", ".hpp"))
 CORE = [p for p in SOURCES if p.relative_to(KERNELS).parts[0] not in ("adapters", "tools", "fuzz", "include")]
 ADAPTERS = [p for p in SOURCES if p.relative_to(KERNELS).parts[0] == "adapters"]

@@ -11,21 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pocketphi.runtime import ggml_plugin
-from pocketphi.runtime.bench_decoder import SpeedPlan, SpeedRunner, open_runner
+from pocketphi.runtime import bundle as bundles
+from pocketphi.runtime import ggml_plugin, onnx_kernels
+from pocketphi.runtime.backbone import BackboneOptions, OpenBackbone
+from pocketphi.runtime.bench_decoder import SpeedPlan, SpeedRunner
 from pocketphi.runtime.engine import Model
-from pocketphi.runtime.gguf_check import read_model
 from pocketphi.runtime.report import peak_rss
+from pocketphi.runtime.spec import Backbone
 
 from .. import scoring
 
-KV_TYPE = "f16"  # as users have it, F32 weights too
+KV_TYPE: Mapping[Backbone, str] = {"gguf": "f16", "onnx": "f32"}  # as users have it, F32 weights too
 N_PROMPT, N_PREDICT = 256, 64
 ASKED = ("text", "vision", "speech")  # one item of each: every adapter and encoder is loaded then
 
@@ -35,6 +37,8 @@ class Child:
 
     def __init__(self, directory: Path, base: Path, n_threads: int) -> None:
         self._directory, self._base, self._n_threads = directory, base, n_threads
+        self._bundle = bundles.load(directory)
+        self._kv_type = KV_TYPE[self._bundle.backbones[0]]
         self._runner: SpeedRunner | None = None
         self._open = ExitStack()
 
@@ -51,7 +55,7 @@ class Child:
             return {
                 "peak_rss_bytes": own_peak_rss(),
                 "resident": model.resident,
-                "kernels": ggml_plugin.load().active,
+                "kernels": (ggml_plugin if self._bundle.decoder is not None else onnx_kernels).load().active,
             }
 
     def quality(self) -> dict[str, Any]:
@@ -71,16 +75,27 @@ class Child:
     def speed(self) -> dict[str, Any]:
         """One round: tokens a second read into an empty cache, and written after them; the decoder alone."""
         if self._runner is None:
-            path = next(self._directory.glob("backbone-*.gguf"))
-            sizes = {"n_prompt": N_PROMPT, "n_predict": N_PREDICT, "depth": N_PROMPT, "n_ctx": 0}
-            how = {"n_threads": self._n_threads, "n_gpu_layers": 0}
-            plan = SpeedPlan(model=str(path), lora=None, kv_type=KV_TYPE, **sizes, **how)
-            self._runner = self._open.enter_context(open_runner(plan, read_model(path, None), None))
+            self._runner = self._open.enter_context(self._opened())
         took = self._runner.sample()
         return {"read": N_PROMPT / took.prefill_s, "written": N_PREDICT / took.decode_s}
 
+    @contextmanager
+    def _opened(self) -> Iterator[SpeedRunner]:
+        options = BackboneOptions(n_threads=self._n_threads, kv_type=self._kv_type)
+        decoder = OpenBackbone(self._bundle, options).open()
+        capacity, text = N_PROMPT + N_PREDICT, self._bundle.text
+        decoder.open(table=text.rope.table(capacity), capacity=capacity, adapter=None)
+        sizes = {"n_prompt": N_PROMPT, "n_predict": N_PREDICT, "depth": N_PROMPT, "n_ctx": 0}
+        how = {"n_threads": self._n_threads, "n_gpu_layers": 0, "kv_type": self._kv_type}
+        try:
+            runner = SpeedRunner(decoder, SpeedPlan(model=str(self._directory), lora=None, **sizes, **how))
+            runner.warm_up()
+            yield runner
+        finally:
+            decoder.close()
+
     def _model(self) -> Model:
-        return Model(self._directory, kv_type=KV_TYPE, n_threads=self._n_threads)
+        return Model(self._directory, kv_type=self._kv_type, n_threads=self._n_threads)
 
 
 def own_peak_rss() -> int | None:

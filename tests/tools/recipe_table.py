@@ -42,7 +42,8 @@ Written by `python -m tests.tools.recipes`; [recipes.json](recipes.json) has mor
   reads {prompt_tokens} tokens of text and writes {written_tokens} after them. Recipes that differ in adapters
   and encoders only do the same there. So small a model lives in the processor's caches: this says nothing
   about big ones, of which [SPEED.md](../SPEED.md) tells.
-- The KV cache is {cache_type}. Importances (`+ imatrix`) are of text that F32 said, of none that is judged.
+- The KV cache is {cache_type}, with the ONNX backbones f32. Those are named by `--onnx-quant`; ONNX Runtime
+  runs them with our kernels. Importances (`+ imatrix`) are of text that F32 said, of none that is judged.
 - {date}, {commit}. {cpu}, {cores} cores, {threads} used. {versions}.
 """
 

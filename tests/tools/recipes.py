@@ -35,6 +35,7 @@ from pocketphi.evaluate.perplexity import measure
 from pocketphi.runtime.bundle import MANIFEST
 from pocketphi.runtime.cache import CACHE_VARIABLE
 from pocketphi.runtime.engine import Model
+from pocketphi.runtime.spec import Backbone
 
 from ..golden.perplexity.golden import N_CTX, TEXT
 from ..scoring import NANO
@@ -52,14 +53,20 @@ class Combination:
     lora_quant: str
     encoders: str
     imatrix: bool = False
+    backbone: Backbone = "gguf"
 
     @property
     def name(self) -> str:
-        return f"{self.quant}{' + imatrix' if self.imatrix else ''}, {self.lora_quant}, {self.encoders}"
+        engine = "ONNX " if self.backbone == "onnx" else ""
+        importances = " + imatrix" if self.imatrix else ""
+        return f"{engine}{self.quant}{importances}, {self.lora_quant}, {self.encoders}"
 
     def options(self, matrix: Path | None) -> converter.Options:
+        rest = {"encoders": self.encoders, "name": "phi4-nano", "backbone": self.backbone}
+        if self.backbone == "onnx":
+            return converter.Options(onnx_quant=self.quant, onnx_lora=self.lora_quant, **rest)
         path = matrix if self.imatrix else None
-        return converter.Options(self.quant, self.lora_quant, self.encoders, imatrix=path, name="phi4-nano")
+        return converter.Options(self.quant, self.lora_quant, imatrix=path, **rest)
 
 
 COMBINATIONS = (
@@ -77,6 +84,9 @@ COMBINATIONS = (
     Combination("Q4_0", "Q8_0", "int8"),
     Combination("Q4_0", "Q8_0", "int8", imatrix=True),
     Combination("Q4_0", "Q4_0", "int4"),  # the smallest
+    Combination("int8", "fp16", "int8", backbone="onnx"),
+    Combination("int4", "fp16", "int8", backbone="onnx"),  # the default there
+    Combination("int4", "int8", "int4", backbone="onnx"),  # the smallest there
 )
 
 
@@ -113,7 +123,7 @@ def head(n_threads: int, rounds: int) -> dict[str, Any]:
         | {name: version(name) for name in packages},
         "settings": {
             "threads": n_threads,
-            "cache_type": KV_TYPE,
+            "cache_type": KV_TYPE["gguf"],
             "rounds": rounds,
             "prompt_tokens": N_PROMPT,
             "written_tokens": N_PREDICT,
@@ -226,7 +236,9 @@ def size_of(directory: Path) -> int:
 def planned(combination: Combination, matrix: Path | None = None) -> dict[str, int]:
     """What the converter says before it writes, in bytes: tensors exactly, encoders at most."""
     with conversion.prepare(NANO / "checkpoint", combination.options(matrix)) as work:
-        return {"tensor_bytes": work.plan.tensor_bytes, "encoder_bytes": work.plan.encoders.nbytes}
+        plan = work.plan
+        onnx = 0 if plan.onnx is None else plan.onnx.nbytes
+        return {"tensor_bytes": plan.tensor_bytes + onnx, "encoder_bytes": plan.encoders.nbytes}
 
 
 def speeds(children: Sequence[Talk], rounds: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@
 #define PK_ORT_API 20  // the table asked for: ONNX Runtime 1.20, the oldest that pocketphi accepts
 
 enum { ORT_INVALID_ARGUMENT = 2, ORT_FAIL = 1 };                             // OrtErrorCode
-enum { ORT_FLOAT = 1, ORT_UINT8 = 2 };                                       // ONNXTensorElementDataType
+enum { ORT_ANY = 0, ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_FLOAT16 = 10 };  // ONNXTensorElementDataType
 enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 };                                 // OrtCustomOpInputOutputCharacteristic
 
 typedef struct OrtStatus OrtStatus;  // NULL is success
@@ -116,7 +116,9 @@ struct OrtCustomOp {
     ort_unused InferOutputShapeFn;           // optional, unused
     int (*GetStartVersion)(const OrtCustomOp *op);
     int (*GetEndVersion)(const OrtCustomOp *op);
-    ort_unused in_place[4];                  // optional, unused
+    size_t (*GetMayInplace)(int **input, int **output);  // optional: outputs that may be written over inputs
+    void (*ReleaseMayInplace)(int *input, int *output);
+    ort_unused alias[2];                     // optional, unused
 };
 _Static_assert(offsetof(OrtCustomOp, CreateKernelV2) == 17 * sizeof(ort_unused), "CreateKernelV2 is not in its place");
 _Static_assert(sizeof(OrtCustomOp) == 26 * sizeof(ort_unused), "an operator has 26 entries");

@@ -11,7 +11,7 @@
 EXPORT OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base);  // the host's way in
 EXPORT int pk_ort_abi(void);                       // of the functions below
 EXPORT const char *pk_ort_variant(void);           // the matrix kernels in use; NULL: a mask that names no feature
-EXPORT void pk_ort_counts(uint64_t counts[8]);     // products, their tokens, gates, bytes packed
+EXPORT void pk_ort_counts(uint64_t counts[8]);     // products, their tokens, gates, bytes packed, LoRAs
 
 #define DOMAIN_NAME "pocketphi"
 enum { PK_ORT_OWN_ABI = 1, MAX_HOSTS = 8 };
@@ -38,7 +38,7 @@ static const pk_matmul_variant *best_variant(void) {
 static OrtStatus *new_domain(const OrtApi *api, OrtCustomOpDomain **out) {
     OrtStatus *status = api->CreateCustomOpDomain(DOMAIN_NAME, out);
     if (status) return status;
-    const OrtCustomOp *const ops[] = {&pk_op_linear, &pk_op_gate};
+    const OrtCustomOp *const ops[] = {&pk_op_linear, &pk_op_gate, &pk_op_lora};
     for (size_t i = 0; i < sizeof ops / sizeof ops[0] && !status; i++) status = api->CustomOpDomain_Add(*out, ops[i]);
     if (status) api->ReleaseCustomOpDomain(*out);
     return status;
@@ -61,6 +61,7 @@ static OrtStatus *domain_of(const OrtApi *api, OrtCustomOpDomain **out) {
 static void choose(void) {
     for (pk_weight w = 0; w < PK_W_TYPES; w++) pk_use.matmul[w] = pk_matmul_best(w);
     pk_use.activations = pk_activations_best();
+    pk_use.lora = pk_lora_best();
     pk_use.vector = pk_vector_best();
 }
 
@@ -96,4 +97,5 @@ void pk_ort_counts(uint64_t counts[8]) {
     counts[1] = atomic_load(&pk_count.tokens);
     counts[2] = atomic_load(&pk_count.gates);
     counts[3] = atomic_load(&pk_count.packed_bytes);
+    counts[4] = atomic_load(&pk_count.loras);
 }

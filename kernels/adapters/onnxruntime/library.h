@@ -6,6 +6,7 @@
 //   weights.c   MatMulNBits' blocks -> the panels of matmul.h, once, when a session is made
 //   linear.c    MatMulNBits
 //   gate.c      SwiGLU
+//   lora.c      Lora
 #ifndef PK_ORT_LIBRARY_H
 #define PK_ORT_LIBRARY_H
 
@@ -13,6 +14,7 @@
 #include <stdbool.h>
 
 #include "abi.h"
+#include "lora/lora.h"
 #include "matmul/activations.h"
 #include "matmul/matmul.h"
 #include "matmul/pack.h"
@@ -23,19 +25,20 @@ typedef struct {
     pk_matmul_fn matmul[PK_W_TYPES];
     const pk_activations_variant *activations;
     const pk_vector_variant *vector;
+    const pk_lora_variant *lora;
 } pk_kernels;
 extern pk_kernels pk_use;
 
 // Totals since the library was loaded: so that a test, or a user, sees that work came here.
 typedef struct {
-    atomic_uint_fast64_t products, tokens, gates, packed_bytes;
+    atomic_uint_fast64_t products, tokens, gates, packed_bytes, loras;
 } pk_counts;
 extern pk_counts pk_count;
 
 static inline size_t pk_divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 static inline size_t pk_least(size_t a, size_t b) { return a < b ? a : b; }
 
-extern const OrtCustomOp pk_op_linear, pk_op_gate;
+extern const OrtCustomOp pk_op_linear, pk_op_gate, pk_op_lora;
 
 // ---- host.c ----
 enum { PK_MAX_DIMS = 8 };

@@ -29,8 +29,8 @@ static uint8_t *allocate(size_t n) {
 
 static void put_4(uint8_t *restrict q, const uint8_t *block) {
     for (size_t i = 0; i < BLOCK / 2; i++) {  // column i, and i + 16 above it
-        const unsigned low = block[i / 2] >> 4 * (i % 2) & 15u, high = block[i / 2 + 8] >> 4 * (i % 2) & 15u;
-        q[i] = (uint8_t)(low | high << 4);
+        const unsigned low = block[i / 2], high = block[i / 2 + 8], shift = 4 * (i % 2);
+        q[i] = (uint8_t)((low >> shift & 15u) | (high >> shift & 15u) << 4);
     }
 }
 
