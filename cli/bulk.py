@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 
 def batch(
-    items: Annotated[Path, typer.Argument(parser=a_path, metavar="IN.jsonl", help="Items, one JSON object a line: docs/batch.md.")],
-    address: Annotated[str | None, typer.Argument(metavar="[ADDRESS]", help="With --ray: of the cluster's head, HOST:PORT; auto: the one of this machine. [default: a cluster of this machine alone, for this run]")] = None,
+    items: Annotated[Path, typer.Argument(parser=a_path, metavar="IN.jsonl", help="Items, one JSON object a line (see docs/batch.md); a file, no pipe.")],
+    address: Annotated[str | None, typer.Argument(metavar="[ADDRESS]", help="With --ray: HOST:PORT of a cluster's head; auto: of one that runs here. [default: a cluster of this machine alone, for this run]")] = None,
     model: ModelDir = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", parser=a_path, metavar="OUT.jsonl", help="What comes of each, a line as soon as it is there; what is there is gone on with.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--output", parser=a_path, metavar="OUT.jsonl", help="Outcomes, a line each as they are done. A file that an earlier run left is gone on with.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, max=1024, help="Processes, each with the model. [default: as cores and memory allow]")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever an earlier run left.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed in an earlier run.")] = False,

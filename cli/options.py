@@ -68,13 +68,19 @@ GpuLayers = Annotated[int, typer.Option("-ngl", "--gpu-layers", help="Layers for
 KvType = Annotated[str, typer.Option("--cache-type", help="KV cache: f32, f16, q8_0 or q4_0.")]
 AnyKvType = Annotated[
     str | None,
-    typer.Option("--cache-type", help="KV cache: f32, f16, q8_0 or q4_0 [default: f16; f32 of onnx]."),
+    typer.Option("--cache-type", help="KV cache: f32, f16, q8_0 or q4_0 [default: f16]; of onnx, f32 alone."),
 ]
 BackboneOption = Annotated[
     Engine | None,
-    typer.Option("--backbone", help="Which one runs, where the model has both [default: gguf]."),
+    typer.Option(
+        "--backbone",
+        help="Which one runs, if the model has both: llama.cpp's or ONNX Runtime's [default: gguf].",
+    ),
 ]
-ProviderOption = Annotated[Provider, typer.Option("--provider", help="What the onnx backbone computes with.")]
+ProviderOption = Annotated[
+    Provider,
+    typer.Option("--provider", help="What ONNX Runtime runs the onnx backbone on; only cpu is tested."),
+]
 AdapterOption = Annotated[Adapter, typer.Option("--adapter", help="Read the text through this LoRA.")]
 Schema = Annotated[str | None, typer.Option("-j", "--json-schema", help="JSON schema the answer must match.")]
 Grammar = Annotated[str | None, typer.Option("--grammar", help="GBNF grammar the answer must match.")]

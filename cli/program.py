@@ -128,7 +128,7 @@ def _usage(exc: Any) -> str:
     first = cause.errors()[0]
     wanted = _EXPECTED.get(first["type"])
     if wanted is None:
-        return str(exc.format_message())
+        return str(exc.format_message()).replace("Value error, ", "")  # pydantic's, before what was found
     found = str(first["input"])[:40]
     shown = found if "{" in wanted else repr(found)  # a number outside its range, or something that is none
     return f"{'/'.join(param.opts)} is {shown}, expected {wanted.format_map(first.get('ctx', {}))}"

@@ -76,7 +76,7 @@ def run(
     as_json: Json = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Answer one question and leave, about pictures or clips if there are any. The answer goes to stdout."""
-    from pocketphi.runtime import ggml_plugin, report
+    from pocketphi.runtime import ggml_plugin, onnx_kernels, report
     from pocketphi.runtime.files import read_text
     from pocketphi.runtime.parts import Message
     from pocketphi.runtime.terminal import Console
@@ -114,8 +114,11 @@ def run(
                 console.write(event.text, event.kind)
         reply, engine = answer.reply, loaded.engine
     if as_json:
-        kernels = ggml_plugin.load()
-        used = report.kernels_object(kernels, ggml_plugin.counts(kernels))
+        if engine["backbone"] == "onnx":
+            used = report.kernels_object(onnx_kernels.load(), onnx_kernels.counts())
+        else:
+            kernels = ggml_plugin.load()
+            used = report.kernels_object(kernels, ggml_plugin.counts(kernels))
         typer.echo(to_json(report.reply_object(reply) | engine | {"kernels": used}))
         return
     if reply.tool_calls:

