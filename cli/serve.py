@@ -37,7 +37,7 @@ def serve(
     model: ModelDir = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on. Another than this machine's own needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8080,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Requests that are answered at a time.")] = 1,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=16, help="Requests that are answered at a time, each with --ctx-size tokens (4096).")] = 1,
     api_key: Annotated[str | None, typer.Option("--api-key", envvar="POCKETPHI_API_KEY", help="Key that clients have to send. Other users of this machine can see it: better is a file.")] = None,
     api_key_file: Annotated[Path | None, typer.Option("--api-key-file", parser=a_path, metavar="<path>", help="The same from a file, one in each line.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let anybody who can reach --host ask without a key.")] = False,

@@ -40,8 +40,8 @@ class ModelPool:
         Args:
             path: a directory made by `pocketphi convert`.
             n: models, 1 to 64.
-            n_ctx: the most tokens each conversation may have, or as many as the model was trained for.
-                Memory for all conversations is taken with the first prompt.
+            n_ctx: the most tokens each conversation may have, at most what the model was trained for.
+                Memory for all conversations is taken with the first prompt, but there has to be enough now.
             max_crops: as for `Model`, and so is `progress`.
             make: `Model` or a class of its kind; called with the path and `parts`.
             **engine: the fields of `BackboneOptions`: n_threads, n_gpu_layers, kv_type, …
@@ -60,6 +60,7 @@ class ModelPool:
             n_slots=n,
         )
         try:
+            self._parts.guard.cache(0, n * self._parts.limit, 0)  # taken with the first prompt
             self.models = tuple(make(path, parts=self._parts, slot=i) for i in range(n))
         except BaseException:
             self._parts.close()

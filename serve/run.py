@@ -21,9 +21,9 @@ from .facts import facts_of
 from .jobs import Job
 from .limits import Budget, Limits
 from .metrics import Metrics
+from .models import Models, check_parallel, context_of
 from .remote import Fetcher
 from .scheduler import Scheduler
-from .served_model import ServedModel
 from .server import Server, is_loopback, listen
 from .services import Services
 from .worker import Workers
@@ -45,8 +45,8 @@ class Settings:
     origins: Sequence[str] = ()
     remote_media: bool = False
     log_requests: bool = False
-    parallel: int = 1
-    n_ctx: int = 0
+    parallel: int = 1  # requests that are answered at a time
+    n_ctx: int = 0  # tokens of each conversation; 0: what `context_of` says
     max_crops: int = MAX_CROPS
     options: Mapping[str, Any] = field(default_factory=dict)  # more that `Model` takes
     limits: Limits = field(default_factory=Limits)
@@ -61,18 +61,23 @@ def run(settings: Settings) -> None:
         PocketPhiError: the model cannot be loaded.
     """
     _check(settings)
-    facts = facts_of(bundles.load(settings.model), n_ctx=settings.n_ctx, max_crops=settings.max_crops)
-    limits = settings.limits
-    scheduler: Scheduler[Job] = Scheduler(limits.queue, workers=settings.parallel)
-    workers = Workers(
-        lambda _: _open(settings), scheduler, n=settings.parallel, failed=lambda: _give_up(server)
+    bundle, limits = bundles.load(settings.model), settings.limits
+    check_parallel(settings.parallel, bundle, settings.options)
+    n_ctx = context_of(bundle, settings.n_ctx, settings.parallel)
+    facts = facts_of(bundle, n_ctx=n_ctx, max_crops=settings.max_crops)
+    models = Models(
+        settings.model, settings.parallel, n_ctx=n_ctx, max_crops=settings.max_crops, options=settings.options
     )
+    scheduler: Scheduler[Job] = Scheduler(limits.queue, workers=settings.parallel)
+    workers = Workers(models.open, scheduler, n=settings.parallel, failed=lambda: _give_up(server))
     metrics = Metrics()
     fetch = Fetcher(limits) if settings.remote_media else None
     services = Services(
         facts, limits, Budget(limits.held_bytes), scheduler, workers, metrics, fetch, settings.log_requests
     )
     _gauges(services)
+    if settings.parallel > 1:
+        _pass_gauges(metrics, models)
     app = make_app(services, Keys(settings.keys), hosts=settings.hosts, origins=settings.origins)
     server = Server(app, workers, limits)
     with listen(settings.host, settings.port, limits.unread_bytes) as listening:
@@ -82,6 +87,8 @@ def run(settings: Settings) -> None:
         finally:
             workers.abandon()
             ended = workers.join(_PARTING_S)
+            if ended:  # nobody uses what the models share
+                models.close()
     if workers.failure is not None:
         raise workers.failure
     if not ended:  # in a native call that has no end yet: the interpreter would wait for it
@@ -91,19 +98,9 @@ def run(settings: Settings) -> None:
 
 
 def _check(settings: Settings) -> None:
-    if settings.parallel != 1:
-        raise InputError(f"parallel is {settings.parallel}, expected 1: one request is answered at a time")
     if not settings.keys and not settings.no_auth and not is_loopback(settings.host):
         what = "can be reached from other machines: expected an API key, or --no-auth"
         raise InputError(f"host {settings.host[:100]} {what}")
-
-
-def _open(settings: Settings) -> ServedModel:
-    model = ServedModel(
-        settings.model, n_ctx=settings.n_ctx, max_crops=settings.max_crops, **settings.options
-    )
-    _log.warning("%s is ready", model.bundle.name)
-    return model
 
 
 def _give_up(server: Server) -> None:
@@ -132,6 +129,12 @@ def _gauges(services: Services) -> None:
         "From one group to another.",
         lambda: workers.n_switches,
     )
+
+
+def _pass_gauges(metrics: Metrics, models: Models) -> None:
+    """How well requests that are answered at the same time share passes: rows by passes."""
+    metrics.gauge("pocketphi_passes_total", "Through the weights.", lambda: models.passes[0])
+    metrics.gauge("pocketphi_pass_rows_total", "Tokens in those passes.", lambda: models.passes[1])
 
 
 def _address(listening: socket.socket) -> str:

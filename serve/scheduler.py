@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is next: a bounded queue, oldest first, but what the loaded adapter can read goes before the rest.
 
-A change of adapter reads a conversation anew, so requests of one group follow one another. Nobody starves: an
-entry is passed over a few times or for a few seconds, whichever ends first, and then it is the next.
+A change of adapter reads a conversation anew, and requests with different adapters share no pass: those of
+one group follow one another, and run at the same time where several can. Nobody starves: an entry is passed
+over a few times or for a few seconds, whichever ends first, and then it is the next.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Scheduler(Generic[T]):
         """The next item and its group; None when nobody waits.
 
         Args:
-            group: of what the worker did last.
+            group: of what runs now, or has run last.
         """
         if not self._entries:
             return None

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..runtime.decoder import Decoder
+from ..runtime.decoder_slots import Slot
 from ..runtime.engine import Model
 from ..runtime.errors import InputError
 from ..runtime.parts import AudioProjector, EmbedSpan, Float32, Media, Span, TokenSpan
@@ -78,20 +80,26 @@ class StoppableDecoder:
     def feed_each(self, span: Span, n: int) -> Float32:
         """See `decoder.Decoder.feed_each`. Stopped in the middle, nothing is appended."""
         if len(span) <= _PASS:
-            self._check()
-            return self._decoder.feed_each(span, n)
+            return self._read(span, n)
         before, start = self.length, 0
         try:
             while len(span) - start > _PASS and len(span) - start - n >= _PASS:
-                self._check()
-                self._decoder.feed_each(_cut(span, start, start + _PASS), 1)
+                self._read(_cut(span, start, start + _PASS), 1)
                 start += _PASS
-            self._check()
-            return self._decoder.feed_each(_cut(span, start, len(span)), n)
+            return self._read(_cut(span, start, len(span)), n)
         except BaseException:
             if self.length > before:
                 self._decoder.rewind(before)
             raise
+
+    def _read(self, span: Span, n: int) -> Float32:
+        """One pass, unless `check` has it end: before it, or while a slot waits for it."""
+        while True:
+            self._check()
+            try:
+                return self._decoder.feed_each(span, n)
+            except CancelledError:  # nothing was appended
+                continue
 
     def rewind(self, length: int) -> None:
         """See `decoder.Decoder.rewind`."""
@@ -113,7 +121,7 @@ class StoppableDecoder:
 class ServedModel(Model):
     """`Model` for a worker: what it does for a job ends soon after `should_stop` says so.
 
-    A picture or clip that cannot be used is a MediaError. Only the thread that made it may use it.
+    A picture or clip that cannot be used is a MediaError. For one thread at a time; `cancel` is for others.
     """
 
     def __init__(self, path: Path, **options: Any) -> None:
@@ -129,6 +137,11 @@ class ServedModel(Model):
         """
         if self.should_stop():
             raise Stopped
+
+    def cancel(self) -> None:
+        """`should_stop` has come true: a pass that waits for others is not waited for."""
+        if isinstance(self._decoder, Slot):
+            self._decoder.cancel()
 
     def _embed(self, media: Media, projector: AudioProjector | None) -> EmbedSpan:
         self.check()

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threads that own a model each, and the queue before them."""
+"""The threads that have a model each, and the queue before them.
+
+Work goes to the first worker that is idle: llama.cpp joins the rows of neighbouring sequences only. What runs
+at the same time is of one adapter, as far as the queue has such: what is not, takes passes of its own.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
@@ -35,19 +40,23 @@ class Workers:
     ) -> None:
         """
         Args:
-            open_model: called with each worker's number, from 0, in its thread, which then owns the model.
+            open_model: called with each worker's number, from 0, in its thread, which then has it.
             scheduler: nobody else may use it.
             n: workers.
             failed: called in a worker's thread when its model could not be opened; `failure` says why.
         """
         self._open, self._scheduler, self._failed = open_model, scheduler, failed
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._turns = [threading.Condition(self._lock) for _ in range(n)]  # of each worker
+        self._idle: set[int] = set()
         self._running: list[Job | None] = [None] * n
+        self._models: list[ServedModel | None] = [None] * n
+        self._group: str | None = None  # of the job that was given out last
         self._ready = 0
         self._stopping = False
         self.failure: BaseException | None = None
         self.n_cancelled = {"waiting": 0, "running": 0}
-        self.n_switches = 0  # jobs of another group than the worker's last
+        self.n_switches = 0  # jobs of another group than those beside or before them
         self._threads = [
             threading.Thread(target=self._serve, args=(i,), name=f"pocketphi-worker-{i}", daemon=True)
             for i in range(n)
@@ -81,17 +90,17 @@ class Workers:
         Raises:
             Refusal: 429, the queue is full; 503, the model is loading or the server stops.
         """
-        with self._changed:
+        with self._lock:
             if self.state == "loading":
                 raise Refusal(503, "the model is loading: try again", code="loading_model", retry_after=1)
             if self.state == "stopping":
                 raise STOPPING.refusal
             self._scheduler.add(job, job.group)
-            self._changed.notify()
+            self._give()
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for it: out of the queue, or ended at the model's next token."""
-        with self._changed:
+        with self._lock:
             if job.cancelled:
                 return
             job.cancelled = True
@@ -99,23 +108,26 @@ class Workers:
                 self.n_cancelled["waiting"] += 1
             elif job in self._running:
                 self.n_cancelled["running"] += 1
+                self._interrupt(self._running.index(job))
                 return  # its worker ends it
         job.end()
 
     def stop(self) -> None:
         """Take no more jobs. Those that are there go on."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
-            self._changed.notify_all()
+            for turn in self._turns:
+                turn.notify()
 
     def abandon(self) -> None:
         """End every job, waiting or running, with a Failed."""
         self.stop()
-        with self._changed:
+        with self._lock:
             waiting = self._scheduler.empty()
-            for job in self._running:
+            for number, job in enumerate(self._running):
                 if job is not None:
                     job.cancelled = True
+                    self._interrupt(number)
         for job in waiting:
             job.put(STOPPING)
             job.end()
@@ -136,26 +148,42 @@ class Workers:
             self._failed()
             return
         with model:
-            with self._changed:
+            with self._lock:
+                self._models[number] = model
                 self._ready += 1
-            group: str | None = None
-            while (job := self._next(number, group)) is not None:
-                group = job.group
+            while (job := self._next(number)) is not None:
                 self._run(number, model, job)
                 del job  # and the pictures in it
 
-    def _next(self, number: int, group: str | None) -> Job | None:
+    def _next(self, number: int) -> Job | None:
         """Wait for a job; None when there will be none."""
-        with self._changed:
-            while True:
-                found = self._scheduler.take(group)
-                if found is not None:
-                    self.n_switches += group is not None and found[1] != group
-                    self._running[number] = found[0]
-                    return found[0]
-                if self._stopping:
-                    return None
-                self._changed.wait()
+        with self._lock:
+            self._idle.add(number)
+            self._give()
+            while (job := self._running[number]) is None and not self._stopping:
+                self._turns[number].wait()
+            self._idle.discard(number)
+            return job
+
+    def _give(self) -> None:
+        """Work for the idle, the first ones first. With the lock."""
+        while self._idle:
+            beside = Counter(job.group for job in self._running if job is not None)
+            wanted = beside.most_common(1)[0][0] if beside else self._group
+            found = self._scheduler.take(wanted)
+            if found is None:
+                return
+            number = min(self._idle)
+            self._idle.remove(number)
+            self._running[number], self._group = found
+            self.n_switches += wanted is not None and found[1] != wanted
+            self._turns[number].notify()
+
+    def _interrupt(self, number: int) -> None:
+        """Its job is to end. With the lock: so the worker has no other yet."""
+        model = self._models[number]
+        if model is not None:
+            model.cancel()
 
     def _run(self, number: int, model: ServedModel, job: Job) -> None:
         started = time.monotonic()
@@ -164,12 +192,12 @@ class Workers:
             job.run(model)
         except Stopped:
             job.put(STOPPING if self._stopping else LEFT)
-        except Exception as exc:
+        except BaseException as exc:  # whatever it is: one answer failed, the worker goes on
             _report(exc)
             job.put(Failed(refusal_of(exc)))
         finally:
             model.should_stop = _never
-            with self._changed:
+            with self._lock:
                 self._running[number] = None
                 self._scheduler.took(time.monotonic() - started)
             job.end()
@@ -179,7 +207,7 @@ def _never() -> bool:
     return False
 
 
-def _report(error: Exception) -> None:
+def _report(error: BaseException) -> None:
     """Bugs and native failures, by place and kind alone: what they say may quote a request."""
     if refusal_of(error).status < 500:
         return

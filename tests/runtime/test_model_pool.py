@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from pocketphi.runtime import memory_guard
 from pocketphi.runtime.engine import Model
-from pocketphi.runtime.errors import BundleError, InputError, KernelError
+from pocketphi.runtime.errors import BundleError, InputError, KernelError, MemoryShortError
 from pocketphi.runtime.model_pool import ModelPool
 from pocketphi.runtime.parts import Reply
 from pocketphi.runtime.sampler import Sampling
@@ -149,3 +150,19 @@ def test_a_closed_pool(nano: Path) -> None:
     with pytest.raises(KernelError, match="has been closed"):
         pool.models[1].chat(QUESTION)
     pool.models[1].close()
+
+
+def test_memory_for_all_conversations_is_asked_for_at_once(
+    nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is a prompt that would have to be refused."""
+    asked: list[tuple[int, int, int]] = []
+
+    def refuse(_: memory_guard.Guard, *tokens: int) -> None:
+        asked.append(tokens)  # type: ignore[arg-type]
+        raise MemoryShortError("no")
+
+    monkeypatch.setattr(memory_guard.Guard, "cache", refuse)
+    with pytest.raises(MemoryShortError):
+        ModelPool(nano, 3, n_ctx=512)
+    assert asked == [(0, 3 * 512, 0)]

@@ -174,7 +174,9 @@ def test_a_server_with_keys(serve: Serve, tmp_path: Path) -> None:
         ({"host": "0.0.0.0"}, "can be reached from other machines: expected an API key, or --no-auth"),
         ({"host": "::"}, "can be reached from other machines: expected an API key, or --no-auth"),
         ({"host": "no.such.host.invalid"}, "cannot be found"),
-        ({"parallel": 2}, "parallel is 2, expected 1"),
+        ({"parallel": 17}, "parallel is 17, expected 1 to 16"),
+        ({"parallel": 2, "n_ctx": 99_999_999}, "context is 99999999 tokens"),
+        ({"parallel": 2, "options": {"backbone": "onnx"}}, "need the GGUF backbone, not the ONNX one"),
         ({"model": Path("/nowhere")}, "/nowhere"),
         ({"n_ctx": 99_999_999}, "context is 99999999 tokens"),  # found out by the worker: the server ends
         ({"options": {"n_threads": 0}}, "threads is 0"),

@@ -213,6 +213,7 @@ def test_an_answer_that_nobody_reads(hasty: Server) -> None:
         "response_format": ENDLESS,
         "stream": True,
         "temperature": 1,
+        "seed": 1,
         "logprobs": True,
     }
     with socket.socket() as connection:
