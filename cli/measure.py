@@ -75,7 +75,7 @@ def bench(
         path = bundle.gguf
     plan = SpeedPlan(
         str(path), None if lora is None else str(lora), n_prompt or 512, n or 64, depth or 0, ctx_size or 0,
-        default_threads() if threads is None else threads, gpu_layers, cache_type or "f16",
+        default_threads() if threads is None else threads, gpu_layers, "f16" if cache_type is None else cache_type,
     )  # fmt: skip
     result = bench_gguf.run(
         plan,

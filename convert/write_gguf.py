@@ -50,11 +50,7 @@ def write_backbone(
         CheckpointError: a tensor cannot be read or quantized.
         OutputError: the file cannot be written.
     """
-    writer = _writer(config, vocabulary, identity)
-    if plan.merged is not None:
-        writer.add_string("pocketphi.merged", plan.merged)
-    writer.add_file_type(plan.recipe.file_type)
-    writer.add_quantization_version(QUANTIZATION_VERSION)
+    writer = _writer(config, vocabulary, identity, plan)
     steps = plan.steps_of(plan.backbone)
     with HashedFile(directory, plan.backbone) as file:
         write_header(file, writer, steps)
@@ -71,12 +67,14 @@ def write_vocabulary(
         OutputError: the file cannot be written.
     """
     with HashedFile(directory, VOCABULARY) as file:
-        write_header(file, _writer(config, vocabulary, identity), ())
+        write_header(file, _writer(config, vocabulary, identity, None), ())
         return file.finish()
 
 
-def _writer(config: ModelConfig, vocabulary: Vocabulary, identity: Identity) -> gguf.GGUFWriter:
-    """The metadata that says what the model is, whatever its tensors are stored as."""
+def _writer(
+    config: ModelConfig, vocabulary: Vocabulary, identity: Identity, plan: Plan | None
+) -> gguf.GGUFWriter:
+    """The metadata: what the model is, and how its tensors are stored if there is a plan for them."""
     import gguf
 
     text, rope = config.text, config.text.rope
@@ -88,6 +86,8 @@ def _writer(config: ModelConfig, vocabulary: Vocabulary, identity: Identity) -> 
         writer.add_source_repo_url(f"https://huggingface.co/{identity.source.name}")
     if identity.source.revision is not None:
         writer.add_string("pocketphi.source.revision", identity.source.revision)
+    if plan is not None and plan.merged is not None:
+        writer.add_string("pocketphi.merged", plan.merged)
     writer.add_context_length(text.context_length)
     writer.add_rope_scaling_orig_ctx_len(rope.original_context)
     writer.add_embedding_length(text.d_model)
@@ -101,5 +101,8 @@ def _writer(config: ModelConfig, vocabulary: Vocabulary, identity: Identity) -> 
     if rope.is_long_rope:
         writer.add_rope_scaling_attn_factors(rope.attention_factor)
     writer.add_sliding_window(config.sliding_window)
+    if plan is not None:
+        writer.add_file_type(plan.recipe.file_type)
+        writer.add_quantization_version(QUANTIZATION_VERSION)
     add_to_gguf(writer, vocabulary)
     return writer

@@ -52,7 +52,7 @@ class OpenBackbone:
         self._bundle, self._options = bundle, options
         self.kind = _choose(bundle, options)
         self.provider = options.provider
-        self.kv_type = options.kv_type or _KV_TYPES[self.kind]
+        self.kv_type = _KV_TYPES[self.kind] if options.kv_type is None else options.kv_type
         on_cpu = options.n_gpu_layers == 0 and options.provider == "cpu"
         packed = (ggml_plugin if self.kind == "gguf" else onnx_kernels).load().active
         self.guard = Guard(

@@ -109,8 +109,17 @@ LISTS = ["stop_ids", "files"]
 
 def field_cases() -> list[Case]:
     """Every field: missing, and of a wrong kind."""
-    found = []
+    found = [
+        Case(
+            "decoder missing",
+            given("decoder", DELETED),
+            3,
+            r"bundle\.json.*names no backbone, expected 'decoder'",
+        )
+    ]
     for name in [*TEXTS, *OBJECTS, *COUNTS, *NUMBERS, *LISTS, "text.tied_head"]:
+        if name == "decoder":  # there may be an ONNX backbone instead
+            continue
         last = name.rsplit(".", maxsplit=1)[-1]
         said = (
             rf"bundle\.json: .*{last}"

@@ -620,7 +620,7 @@ def test_random_work_at_random_times(pool: SlotPool, slots: list[Slot], decoder:
                 timer.start()
                 try:
                     slot.feed(TokenSpan(np.array(more, np.int32)))
-                    ids += more
+                    ids = ids + more
                 except CancelledError:
                     pass
                 timer.join()
