@@ -14,12 +14,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
 from .errors import BundleError, InputError, one_line
 from .json_fields import Fields
-from .spec import ADAPTER_NAMES, CHAT_FORMATS, Backbone, ChatFormat, Family, RopeSpec, TextSpec
+from .spec import ADAPTER_NAMES, BACKBONE_DATA, CHAT_FORMATS, Backbone, ChatFormat, Family, RopeSpec, TextSpec
 from .spec import MANIFEST as MANIFEST
 
 FORMAT = "pocketphi-bundle"
@@ -224,7 +224,10 @@ def load(directory: Path) -> Bundle:
     graphs = [file for encoder in bundle.encoders.values() for file in encoder.graphs.values()]
     if (onnx := bundle.onnx) is not None:
         graphs += [onnx.model, onnx.decoder, onnx.embedding, *onnx.adapters.values()]
-    weights = [f"{graph}.data" for graph in graphs if (directory / f"{graph}.data").exists()]
+    datas = [f"{graph}.data" for graph in graphs]
+    if onnx is not None:
+        datas += [str(PurePosixPath(name).with_name(BACKBONE_DATA)) for name in (onnx.decoder, onnx.embedding)]
+    weights = [name for name in datas if os.path.lexists(directory / name)]
     adapters = [adapter.file for adapter in bundle.adapters.values()]
     for name in [bundle.decoder, bundle.tokenizer, bundle.vocabulary, *adapters, *graphs, *weights]:
         if name is not None and name not in listed:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from . import onnx_session
 from .errors import InputError, KernelError
 from .onnx_adapter_check import OnnxAdapter, read_adapter
 from .onnx_cache import KvCache
-from .onnx_check import check_backbone, decoder_ends, embedding_ends
+from .onnx_check import check_backbone, decoder_ends, embedding_ends, rope_tables
 from .parts import EmbedSpan, Float32, Span
 from .spec import RopeTable, TextSpec
 from .threads import default_threads
@@ -97,12 +97,14 @@ class OnnxDecoder:
         # A run cannot be interrupted by a Python signal, so it has a thread of its own while the caller
         # waits and may ask it to stop.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="pocketphi-decoder")
-        self._pending: Future[Any] | None = None
+        self._busy = False  # something may still run there
         self._closed = False
         quants = {a.quant for a in adapters.values()}
-        ends = decoder_ends(spec, next(iter(quants), None)), embedding_ends(spec)
-        paths = (decoder_path, embedding_path)
-        graphs = [check_backbone(path, *wanted) for path, wanted in zip(paths, ends, strict=True)]
+        ends = decoder_ends(spec, next(iter(quants), None))
+        graphs = (
+            check_backbone(decoder_path, *ends, rope_tables(spec)),
+            check_backbone(embedding_path, *embedding_ends(spec)),
+        )
         n_threads = options.n_threads or default_threads()
         self._ort = onnx_session.library()
         self._run_options = self._ort.RunOptions()
@@ -156,6 +158,7 @@ class OnnxDecoder:
         if adapter is not None and adapter not in self._files:
             known = ", ".join(self._files) or "none"
             raise InputError(f"adapter {adapter!r} is not in this model (it has: {known})")
+        self._settle()
         size = self._size(table, capacity, 0)
         self._length, self._table = 0, table
         try:
@@ -167,6 +170,7 @@ class OnnxDecoder:
                 self._load_adapter(adapter)
             self._bind(adapter)
         except BaseException:
+            self._unbind()
             self._cache = None
             raise
 
@@ -174,6 +178,7 @@ class OnnxDecoder:
         """See `decoder.Decoder.grow`."""
         if self._cache is None or capacity <= self.capacity:
             return
+        self._settle()
         size = self._size(self._table, capacity, self._length)  # nothing is copied for what is refused
         self._unbind()
         old, self._cache = self._cache, None
@@ -244,8 +249,10 @@ class OnnxDecoder:
         return onnx_session.load_session(path, graph, n_threads, provider, decoder=True)
 
     def _opened(self) -> KvCache:
+        """The cache, into which nothing writes any more."""
         if self._cache is None:
             raise KernelError("no cache is open")
+        self._settle()
         return self._cache
 
     def _size(self, table: RopeTable, capacity: int, copied: int) -> int:
@@ -357,7 +364,10 @@ class OnnxDecoder:
     def _run(self, rows: npt.NDArray[Any], logits: Float32) -> None:
         binding, total = self._binding, self._length + len(rows)
         if rows.dtype == np.int64:
-            rows = self._embedding.run(None, {"input_ids": rows[None]})[0][0]
+            found = self._embedding.run(None, {"input_ids": rows[None]})[0]
+            if found.shape != (1, len(rows), self._spec.d_model):  # ids and mask would not fit what is read
+                raise ValueError(f"{len(rows)} tokens became embeddings of shape {list(found.shape)}")
+            rows = found[0]
         for name, array in (("inputs_embeds", rows), ("attention_mask", self._ones[:total])):
             binding.bind_input(name, "cpu", 0, array.dtype.type, (1, *array.shape), array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, (1, *logits.shape), logits.ctypes.data)
@@ -367,23 +377,32 @@ class OnnxDecoder:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run native code on the worker thread. An interrupt asks it to stop, and goes on when it has."""
         self._settle()
-        self._pending = self._worker.submit(function, *arguments)
+        self._busy = True
         try:
-            return self._pending.result()
+            result = self._worker.submit(function, *arguments).result()
         except BaseException:
             self._settle()
             raise
+        self._busy = False
+        return result
 
     def _settle(self) -> None:
         """Stop native code that still runs and wait for it; more interrupts change nothing.
 
-        Called again before the next call, in case one came between two of these lines.
+        What runs was perhaps handed over by a `submit` that an interrupt kept from returning: so something
+        is sent after it, and waited for. Called again before anything that native code must not run beside,
+        in case an interrupt came between two of these lines.
         """
-        while self._pending is not None and not self._pending.done():
+        while self._busy:
             with contextlib.suppress(KeyboardInterrupt):
                 self._run_options.terminate = True
-                wait([self._pending])
-        self._run_options.terminate = False
+                wait([self._worker.submit(_nothing)])
+                self._run_options.terminate = False
+                self._busy = False
+
+
+def _nothing() -> None:
+    pass
 
 
 def pass_rows(spec: TextSpec, capacity: int) -> int:

@@ -16,12 +16,12 @@ import stat
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from .errors import BundleError
-from .spec import TextSpec
+from .spec import BACKBONE_DATA, TextSpec
 
-BACKBONE_DATA = "model.onnx.data"  # what the graphs of the backbone share
 MAX_GRAPH_BYTES = 16 << 20  # the largest of ours has 2.9 MB: large weights are in the data file beside
 _MAX_FIELDS = 150_000  # ours have up to 36,600
 _MAX_NODES = 12_000  # ours have up to 3,345; 30,000 take ONNX Runtime 11 s to load
@@ -58,6 +58,8 @@ _TYPE = {1: _BYTES}  # tensor_type
 _TENSOR_TYPE = {1: _VARINT, 2: _BYTES}  # elem_type, shape
 _SHAPE = {1: _BYTES}  # dim
 _DIM = {1: _VARINT, 2: _BYTES}  # dim_value, dim_param
+
+_NO_TENSORS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 Span = tuple[int, int]  # a message's bytes within the file: from, to
 Fields = Mapping[int, list[Span]]  # a message: field -> what it holds; a number's span is (the number, 0)
@@ -124,11 +126,24 @@ def lora_ends(text: TextSpec, quant: str, rank: int | None) -> dict[str, End]:
     return ends
 
 
-def check_backbone(path: Path, inputs: Mapping[str, End], outputs: Mapping[str, End]) -> bytes:
+def rope_tables(text: TextSpec) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in decoder.onnx that hold RoPE's tables: a row for each position."""
+    rope = text.rope
+    rows = text.context_length + (rope.original_context if rope.is_long_rope else 0)
+    return dict.fromkeys(("rope.cos", "rope.sin"), (rows, rope.dims // 2))
+
+
+def check_backbone(
+    path: Path,
+    inputs: Mapping[str, End],
+    outputs: Mapping[str, End],
+    tensors: Mapping[str, tuple[int, ...]] = _NO_TENSORS,
+) -> bytes:
     """Refuse a graph that is not the converter's decoder.onnx or embedding.onnx.
 
     Args:
         path: the graph. It may refer to BACKBONE_DATA beside it, and to no other file.
+        tensors: shapes that some of its tensors must have.
 
     Returns:
         what was checked: the file's bytes.
@@ -140,6 +155,7 @@ def check_backbone(path: Path, inputs: Mapping[str, End], outputs: Mapping[str, 
     data = path.with_name(BACKBONE_DATA)
     graph = _Graph(path, raw, data.name, _data_size(data))
     graph.check_ends(graph.check(), inputs, outputs)
+    graph.check_shapes(tensors)
     return raw
 
 
@@ -201,6 +217,7 @@ class _Graph:
     def __init__(self, path: Path, raw: bytes, data_name: str, data_size: int) -> None:
         self._path, self._raw, self._data_name, self._data_size = path, raw, data_name, data_size
         self._fields_left = _MAX_FIELDS
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of what it has been given as tensors
         self._domains: set[str] = set()  # of operators, as the graph declares them
 
     def check(self) -> _Ends:
@@ -253,6 +270,14 @@ class _Graph:
             missing = sorted(wanted.keys() - dict(found).keys())
             if missing:
                 self._fail(f"has no {what} {missing[0]!r}")
+
+    def check_shapes(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+        """Has it these tensors, of these shapes?"""
+        for name, wanted in tensors.items():
+            found = self._shapes.get(name)
+            if found != wanted:
+                shape = "missing" if found is None else str(list(found))[:80]
+                self._fail(f"tensor {name!r} is {shape}, bundle.json means {list(wanted)}")
 
     def _end(self, span: Span, defaults: Container[str]) -> tuple[str, End]:
         """An input or output by its name."""
@@ -308,6 +333,8 @@ class _Graph:
             self._fail(f"{where} is partly here and partly elsewhere")
         else:
             self._external(where, tensor, n_bytes)
+        if not inline:
+            self._shapes[name] = tuple(dims)
         return name
 
     def _external(self, where: str, tensor: Fields, n_bytes: int) -> None:

@@ -28,7 +28,7 @@ MARGIN = 0.05  # of everything: what a prediction may be off by
 CONTEXTS = (1024, 4096, 16384)  # tokens, for an overview
 PROMPT_TOKENS = 64  # of the question beside a picture or a clip
 
-BATCH = 512  # tokens in one pass, as in decoder_ggml
+BATCH = 512  # tokens in one pass, as in ggml_model
 GROWTH = 512  # tokens that room is made for at least when a cache is full, as in session
 # Interpreter, numpy, llama.cpp, the command line; OpenCV, ONNX Runtime and the audio readers, once one of
 # them is needed; what a context takes beside its cache and its pass. Of phi4-nano's `run`.

@@ -23,6 +23,7 @@ Backbone = Literal["gguf", "onnx"]
 """What the decoder's weights are stored as, and so which engine runs them: llama.cpp or ONNX Runtime."""
 
 MANIFEST = "bundle.json"  # the file that makes a folder a model directory
+BACKBONE_DATA = "model.onnx.data"  # what the graphs of the ONNX backbone share, beside them
 CHAT_FORMATS: tuple[ChatFormat, ...] = ("phi4-mini", "phi4-mini-reasoning", "phi4", "phi3.5")
 ADAPTER_NAMES: tuple[AdapterName, ...] = ("vision", "speech")
 
