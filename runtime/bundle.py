@@ -226,7 +226,7 @@ def load(directory: Path) -> Bundle:
         graphs += [onnx.model, onnx.decoder, onnx.embedding, *onnx.adapters.values()]
     datas = [f"{graph}.data" for graph in graphs]
     if onnx is not None:
-        datas += [str(PurePosixPath(name).with_name(BACKBONE_DATA)) for name in (onnx.decoder, onnx.embedding)]
+        datas += [str(PurePosixPath(n).parent / BACKBONE_DATA) for n in (onnx.decoder, onnx.embedding)]
     weights = [name for name in datas if os.path.lexists(directory / name)]
     adapters = [adapter.file for adapter in bundle.adapters.values()]
     for name in [bundle.decoder, bundle.tokenizer, bundle.vocabulary, *adapters, *graphs, *weights]:

@@ -40,8 +40,6 @@ _SCORES = 1 << 26  # float32 numbers, 256 MiB: queries times keys of all heads, 
 KV_TYPES = ("f32",)
 """KV cache types by name: GroupQueryAttention's cache is of its queries' type."""
 
-_DEVICES = {"cuda": "cuda", "dml": "dml"}  # where a provider's cache lies, if it is not in plain memory
-
 
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
@@ -55,9 +53,7 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:
-            raise InputError(
-                f"KV type is {self.kv_type!r}, the ONNX backbone's cache is {' or '.join(KV_TYPES)}"
-            )
+            raise InputError(f"KV type is {self.kv_type[:40]!r}, the ONNX backbone's cache is {KV_TYPES[0]}")
         if self.n_threads is not None and not 1 <= self.n_threads <= 512:
             raise InputError(f"threads is {self.n_threads}, expected 1 to 512")
         onnx_session.check_provider(self.provider)
@@ -101,16 +97,14 @@ class OnnxDecoder:
         self._closed = False
         quants = {a.quant for a in adapters.values()}
         ends = decoder_ends(spec, next(iter(quants), None))
-        graphs = (
-            check_backbone(decoder_path, *ends, rope_tables(spec)),
-            check_backbone(embedding_path, *embedding_ends(spec)),
-        )
+        graph = check_backbone(decoder_path, *ends, rope_tables(spec))
+        embedding = check_backbone(embedding_path, *embedding_ends(spec))
         n_threads = options.n_threads or default_threads()
         self._ort = onnx_session.library()
         self._run_options = self._ort.RunOptions()
         try:
-            self._decoder = self._call(self._load, decoder_path, graphs[0], n_threads, options.provider)
-            self._embedding = self._call(self._load, embedding_path, graphs[1], 1, "cpu")
+            self._decoder = self._call(self._load, decoder_path, graph, n_threads, options.provider)
+            self._embedding = self._call(self._load, embedding_path, embedding, 1, "cpu")
         except BaseException:
             self.close()
             raise
@@ -272,7 +266,7 @@ class OnnxDecoder:
 
     def _new_cache(self, size: int) -> KvCache:
         with self._in_memory(size):
-            return KvCache(self._ort.OrtValue, self._spec, size, _DEVICES.get(self._options.provider, "cpu"))
+            return KvCache(self._ort.OrtValue, self._spec, size, self._options.provider)
 
     @contextlib.contextmanager
     def _in_memory(self, size: int) -> Any:
@@ -365,7 +359,7 @@ class OnnxDecoder:
         binding, total = self._binding, self._length + len(rows)
         if rows.dtype == np.int64:
             found = self._embedding.run(None, {"input_ids": rows[None]})[0]
-            if found.shape != (1, len(rows), self._spec.d_model):  # ids and mask would not fit what is read
+            if found.shape != (1, len(rows), self._spec.d_model):
                 raise ValueError(f"{len(rows)} tokens became embeddings of shape {list(found.shape)}")
             rows = found[0]
         for name, array in (("inputs_embeds", rows), ("attention_mask", self._ones[:total])):
@@ -389,20 +383,16 @@ class OnnxDecoder:
     def _settle(self) -> None:
         """Stop native code that still runs and wait for it; more interrupts change nothing.
 
-        What runs was perhaps handed over by a `submit` that an interrupt kept from returning: so something
-        is sent after it, and waited for. Called again before anything that native code must not run beside,
-        in case an interrupt came between two of these lines.
+        An interrupt may have kept `submit` from returning what runs: so something is sent after it, and
+        waited for. Called again before anything beside which it must not run.
         """
         while self._busy:
             with contextlib.suppress(KeyboardInterrupt):
                 self._run_options.terminate = True
-                wait([self._worker.submit(_nothing)])
+                with contextlib.suppress(RuntimeError):  # it never got a thread: nothing runs
+                    wait([self._worker.submit(int)])
                 self._run_options.terminate = False
                 self._busy = False
-
-
-def _nothing() -> None:
-    pass
 
 
 def pass_rows(spec: TextSpec, capacity: int) -> int:

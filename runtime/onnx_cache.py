@@ -11,12 +11,16 @@ from .parts import Float32
 from .spec import TextSpec
 
 
+_DEVICES = {"cuda": "cuda", "dml": "dml"}  # where a provider's cache lies, if it is not in plain memory
+
+
 class KvCache:
     """K and V of each layer: float32 [1, n_kv_heads, capacity, head_dim], rotated already."""
 
-    def __init__(self, ort_value: Any, spec: TextSpec, capacity: int, device: str) -> None:
-        """`ort_value`: ONNX Runtime's OrtValue; `device`: its name of where the buffers are to lie."""
-        self._ort_value, self._spec, self._device, self.capacity = ort_value, spec, device, capacity
+    def __init__(self, ort_value: Any, spec: TextSpec, capacity: int, provider: str) -> None:
+        """`ort_value`: ONNX Runtime's OrtValue; `provider`: what it computes on, as in onnx_session."""
+        self._ort_value, self._spec, self.capacity = ort_value, spec, capacity
+        self._device = _DEVICES.get(provider, "cpu")
         self.names = [f"{n}.{part}" for n in range(spec.n_layers) for part in ("key", "value")]
         self._arrays: list[Float32] = []  # the buffers' memory, where this process sees it
         self.buffers: list[Any] = []  # OrtValues

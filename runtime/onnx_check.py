@@ -16,7 +16,6 @@ import stat
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import NoReturn
 
 from .errors import BundleError
@@ -59,9 +58,8 @@ _TENSOR_TYPE = {1: _VARINT, 2: _BYTES}  # elem_type, shape
 _SHAPE = {1: _BYTES}  # dim
 _DIM = {1: _VARINT, 2: _BYTES}  # dim_value, dim_param
 
-_NO_TENSORS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-
 Span = tuple[int, int]  # a message's bytes within the file: from, to
+Shapes = Mapping[str, tuple[int, ...]]  # tensors by name
 Fields = Mapping[int, list[Span]]  # a message: field -> what it holds; a number's span is (the number, 0)
 
 
@@ -126,7 +124,7 @@ def lora_ends(text: TextSpec, quant: str, rank: int | None) -> dict[str, End]:
     return ends
 
 
-def rope_tables(text: TextSpec) -> dict[str, tuple[int, ...]]:
+def rope_tables(text: TextSpec) -> Shapes:
     """The shapes of the tensors in decoder.onnx that hold RoPE's tables: a row for each position."""
     rope = text.rope
     rows = text.context_length + (rope.original_context if rope.is_long_rope else 0)
@@ -134,10 +132,7 @@ def rope_tables(text: TextSpec) -> dict[str, tuple[int, ...]]:
 
 
 def check_backbone(
-    path: Path,
-    inputs: Mapping[str, End],
-    outputs: Mapping[str, End],
-    tensors: Mapping[str, tuple[int, ...]] = _NO_TENSORS,
+    path: Path, inputs: Mapping[str, End], outputs: Mapping[str, End], tensors: Shapes | None = None
 ) -> bytes:
     """Refuse a graph that is not the converter's decoder.onnx or embedding.onnx.
 
@@ -155,7 +150,7 @@ def check_backbone(
     data = path.with_name(BACKBONE_DATA)
     graph = _Graph(path, raw, data.name, _data_size(data))
     graph.check_ends(graph.check(), inputs, outputs)
-    graph.check_shapes(tensors)
+    graph.check_shapes(tensors or {})
     return raw
 
 
@@ -271,13 +266,11 @@ class _Graph:
             if missing:
                 self._fail(f"has no {what} {missing[0]!r}")
 
-    def check_shapes(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    def check_shapes(self, tensors: Shapes) -> None:
         """Has it these tensors, of these shapes?"""
         for name, wanted in tensors.items():
-            found = self._shapes.get(name)
-            if found != wanted:
-                shape = "missing" if found is None else str(list(found))[:80]
-                self._fail(f"tensor {name!r} is {shape}, bundle.json means {list(wanted)}")
+            if (found := self._shapes.get(name)) != wanted:
+                self._fail(f"tensor {name!r} is {str(found)[:80]}, bundle.json means {wanted}")
 
     def _end(self, span: Span, defaults: Container[str]) -> tuple[str, End]:
         """An input or output by its name."""

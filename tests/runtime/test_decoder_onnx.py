@@ -423,3 +423,89 @@ def test_one_other_bit_never_ends_the_process(converted: Converted, tmp_path: Pa
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == ("True True 45\n", "", 0)
+
+
+# ---- what ends in the middle ----
+
+# In a process of its own. The interrupt comes where the worker has its work already and the caller does not
+# know yet, which no timer hits; then a growing cache is moved away from under what may still run.
+IN_SUBMIT = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np
+from pocketphi.runtime import bundle as bundles
+from pocketphi.runtime.backbone import BackboneOptions, OpenBackbone
+from pocketphi.runtime.parts import TokenSpan
+
+class Interrupted(ThreadPoolExecutor):
+    armed, last = False, None
+
+    def submit(self, *arguments):
+        future = super().submit(*arguments)
+        if Interrupted.armed:
+            Interrupted.armed, Interrupted.last = False, future
+            raise KeyboardInterrupt
+        return future
+
+d = OpenBackbone(bundles.load(Path(sys.argv[1])), BackboneOptions("onnx", n_threads=2)).open()
+d._worker = Interrupted(1)
+d.open(table="long", capacity=2048, adapter=None)
+Interrupted.armed = True
+try:
+    d.feed(TokenSpan(np.resize(np.arange(100, 160, dtype=np.int32), 2000)))
+    print("not interrupted")
+except KeyboardInterrupt:
+    print(Interrupted.last.done(), d.length)
+d.grow(4096)
+print(bool(np.isfinite(d.feed(TokenSpan(np.array([7], np.int32)))).all()), d.length)
+d.close()
+"""
+
+
+def test_nothing_runs_any_more_after_an_interrupt_that_hid_it(exact_both: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_SUBMIT, str(exact_both)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("True 0\nTrue 1\n", "")
+
+
+def test_embeddings_of_another_length_than_the_tokens(exact_both: Path, tmp_path: Path) -> None:
+    """A graph that passes the check may still give whatever it likes."""
+    shutil.copytree(exact_both, tmp_path / "model")
+    graph = onnx.load(exact_both / "embedding.onnx", load_external_data=False)
+    out = graph.graph.output[0].name
+    for node in graph.graph.node:
+        node.output[:] = ["one" if name == out else name for name in node.output]
+    graph.graph.node.append(onnx.helper.make_node("Concat", ["one", "one"], [out], axis=1))
+    (tmp_path / "model" / "embedding.onnx").write_bytes(graph.SerializeToString())
+    bundle = bundles.load(exact_both)
+    decoder = open_onnx_decoder(replace(bundle, root=tmp_path / "model"))
+    decoder.open(table="short", capacity=256, adapter=None)
+    with pytest.raises(KernelError, match=r"1 tokens became embeddings of shape \[1, 2, 256\]"):
+        decoder.feed(ONE)
+    assert decoder.length == 0
+    decoder.close()
+
+
+@pytest.mark.parametrize("changes", [{"context_length": 16_384}, {"rope": {"original_context": 2048}}])
+def test_another_rope_table_than_the_graph_has(changes: dict[str, Any], exact_both: Path) -> None:
+    """A graph that switches tables where the session does not would read the same tokens otherwise."""
+    bundle = bundles.load(exact_both)
+    rope = replace(bundle.text.rope, **changes.pop("rope", {}))
+    with pytest.raises(BundleError, match=r"tensor 'rope\.cos' is \(9216, \d+\), bundle\.json means \("):
+        open_onnx_decoder(replace(bundle, text=replace(bundle.text, rope=rope, **changes)))
+
+
+def test_data_that_the_manifest_does_not_list(exact_both: Path, tmp_path: Path) -> None:
+    """Unlisted, its hash is never looked at."""
+    shutil.copytree(exact_both, tmp_path / "model")
+    manifest = tmp_path / "model" / "bundle.json"
+    plain = json.loads(manifest.read_text("utf-8"))
+    del plain["sha256"]
+    plain["onnx"]["model"] = "decoder.onnx"  # and so model.onnx and its data are nobody's
+    plain["files"] = [f for f in plain["files"] if f["path"] != "model.onnx.data"]
+    manifest.write_text(json.dumps(plain), "utf-8")
+    with pytest.raises(BundleError, match=r"'model\.onnx\.data' is used but not in its list of files"):
+        bundles.load(tmp_path / "model")
