@@ -13,7 +13,7 @@ import typer
 
 from pocketphi.runtime.errors import InputError
 
-from .options import AnyKvType, Engine, Json, MaxCrops, Threads
+from .options import Engine, Json, KvType, MaxCrops, Threads
 from .values import builtin, log_to_stderr, to_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plan(
     image: Annotated[str, typer.Option("--image", help="A picture's pixels, WxH.")] = "1344x896",
     audio: Annotated[float, typer.Option("--audio", help="A clip's seconds.")] = 30.0,
     backbone: Annotated[Engine | None, typer.Option("--backbone", help="Which one is meant [default: gguf, where there is one].")] = None,
-    cache_type: AnyKvType = None, max_crops: MaxCrops = 36, threads: Threads = None, as_json: Json = False,
+    cache_type: KvType = "f16", max_crops: MaxCrops = 36, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """What fits in memory. A checkpoint: every recipe, and the command for the best that fits. A model directory: each
     mode, and the flags that would make it fit. Speeds are estimates from a second's probe of this machine.
@@ -55,7 +55,7 @@ def plan(
         memory.parse_bytes(ram, "--ram") if ram is not None else room.n_bytes if room is not None else None
     )
     use = ram_model.Use(
-        kv_type=_kv_type("f16" if cache_type is None else cache_type), image=_pixels(image, max_crops), seconds=_seconds(audio),
+        kv_type=_kv_type(cache_type), image=_pixels(image, max_crops), seconds=_seconds(audio),
         max_crops=max_crops, grown=True,
     )  # fmt: skip
     engine: Backbone | None = None if backbone is None else backbone.value
@@ -63,13 +63,13 @@ def plan(
     if (path / bundles.MANIFEST).exists() or not path.is_dir():
         bundle = bundles.load(path)
         sizes = ram_model.sizes_of(bundle, engine)
-        use = _of_engine(use, sizes, ctx_size, cache_type)
+        use = _of_engine(use, sizes, ctx_size)
         found = _model(bundle.name, sizes, use, n_bytes)
     else:
         from pocketphi.convert.survey import survey
 
         asked = survey(path, engine or "gguf")
-        use = _of_engine(use, _sizes(asked, asked.candidates[0]), ctx_size, cache_type)
+        use = _of_engine(use, _sizes(asked, asked.candidates[0]), ctx_size)
         found, sizes = _checkpoint(path, asked, use, n_bytes)
     found["speed"] = _speed(sizes, use, threads)
     if as_json:
@@ -82,12 +82,10 @@ def plan(
         typer.echo(line)
 
 
-def _of_engine(use: Use, sizes: Sizes, ctx_size: int | None, cache_type: str | None) -> Use:
+def _of_engine(use: Use, sizes: Sizes, ctx_size: int | None) -> Use:
     """With what follows from which engine runs the model."""
     from pocketphi.runtime import ggml_plugin, onnx_kernels
 
-    if cache_type is not None and sizes.kv_type not in (None, cache_type):
-        raise InputError(f"--cache-type is {cache_type!r}, the ONNX backbone's cache is {sizes.kv_type}")
     packed = (ggml_plugin if sizes.engine == "gguf" else onnx_kernels).load().active
     return replace(use, n_ctx=_context(ctx_size, sizes), kv_type=sizes.kv_type or use.kv_type, packed=packed)
 

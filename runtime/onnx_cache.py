@@ -10,7 +10,6 @@ import numpy as np
 from .parts import Float32
 from .spec import TextSpec
 
-
 _DEVICES = {"cuda": "cuda", "dml": "dml"}  # where a provider's cache lies, if it is not in plain memory
 
 

@@ -161,10 +161,3 @@ def test_what_it_cannot_plan_for_is_one_line(
 def test_a_place_that_holds_no_model_is_one_line(env: dict[str, str], tmp_path: Path) -> None:
     assert failed(env, "plan", tmp_path / "gone")[0] == 3
     assert failed(env, "plan", tmp_path)[0] == 5
-
-
-def test_a_cache_that_the_onnx_backbone_has_not(env: dict[str, str], exact_both: Path) -> None:
-    found = failed(env, "plan", exact_both, "--backbone", "onnx", "--cache-type", "q8_0")
-    assert found == (2, "error: --cache-type is 'q8_0', the ONNX backbone's cache is f32\n")
-    assert plan(env, exact_both, "--backbone", "onnx", "--cache-type", "f32")["modes"]
-    assert plan(env, exact_both, "--cache-type", "q8_0")["modes"]
