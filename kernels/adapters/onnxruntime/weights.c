@@ -19,7 +19,7 @@ enum { BLOCK = 32, HUGE_PAGE = 2 << 20 };
 
 // Large matrices in large pages, where the system has them: they are read from end to end for every token.
 static uint8_t *allocate(size_t n) {
-    if (n < 2 * HUGE_PAGE) return aligned_alloc(64, n);
+    if (n < 2 * HUGE_PAGE) return aligned_alloc(64, pk_divide_up(n, 64) * 64);
     uint8_t *memory = aligned_alloc(HUGE_PAGE, pk_divide_up(n, HUGE_PAGE) * HUGE_PAGE);
 #if defined(MADV_HUGEPAGE)
     if (memory) (void)madvise(memory, n, MADV_HUGEPAGE);  // a hint: nothing is lost where it is refused
