@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .decoder_input import check_n_logits
 from .errors import KernelError
 from .ggml_model import (
     ABORT,
@@ -120,8 +121,7 @@ class GgmlDecoder:
     def feed_each(self, span: Span, n: int) -> Float32:
         """See `decoder.Decoder.feed_each`."""
         rows, before = self._model.checked(span, self._length, self._capacity), self._length
-        if not 1 <= n <= len(rows):
-            raise KernelError(f"logits of {n} rows are asked for, expected 1 to {len(rows)}")
+        check_n_logits(n, len(rows))
         context = self._opened()
         logits = np.empty((n, self.spec.vocab_size), np.float32)
         done = 0

@@ -25,11 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import onnx_session
+from .decoder_input import check_adapter, check_n_logits, check_threads, checked_rows
 from .errors import InputError, KernelError
 from .onnx_adapter_check import OnnxAdapter, read_adapter
 from .onnx_cache import KvCache
 from .onnx_check import check_backbone, decoder_ends, embedding_ends, rope_tables
-from .parts import EmbedSpan, Float32, Span
+from .parts import Float32, Span
 from .spec import RopeTable, TextSpec
 from .threads import default_threads
 
@@ -54,8 +55,7 @@ class OnnxOptions:
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:
             raise InputError(f"KV type is {self.kv_type[:40]!r}, the ONNX backbone's cache is {KV_TYPES[0]}")
-        if self.n_threads is not None and not 1 <= self.n_threads <= 512:
-            raise InputError(f"threads is {self.n_threads}, expected 1 to 512")
+        check_threads(self.n_threads)
         onnx_session.check_provider(self.provider)
 
 
@@ -149,9 +149,7 @@ class OnnxDecoder:
 
     def open(self, *, table: RopeTable, capacity: int, adapter: str | None) -> None:
         """See `decoder.Decoder.open`."""
-        if adapter is not None and adapter not in self._files:
-            known = ", ".join(self._files) or "none"
-            raise InputError(f"adapter {adapter!r} is not in this model (it has: {known})")
+        check_adapter(adapter, self._files)
         self._settle()
         size = self._size(table, capacity, 0)
         self._length, self._table = 0, table
@@ -188,8 +186,7 @@ class OnnxDecoder:
     def feed_each(self, span: Span, n: int) -> Float32:
         """See `decoder.Decoder.feed_each`."""
         rows, before = self._checked(span), self._length
-        if not 1 <= n <= len(rows):
-            raise KernelError(f"logits of {n} rows are asked for, expected 1 to {len(rows)}")
+        check_n_logits(n, len(rows))
         logits = np.empty((n, self._spec.vocab_size), np.float32)
         unwanted: Float32 | None = None  # a pass gives one row at least
         done, step = 0, pass_rows(self._spec, self.capacity)
@@ -326,19 +323,7 @@ class OnnxDecoder:
 
     def _checked(self, span: Span) -> npt.NDArray[Any]:
         """A span as `_decode` takes it: int64 [n] ids or float32 [n, d_model] embeddings."""
-        n = len(span)
-        if n == 0 or self._length + n > self.capacity:
-            raise KernelError(f"{n} tokens after {self._length} do not fit a cache of {self.capacity}")
-        if isinstance(span, EmbedSpan):
-            if span.rows.shape[1:] != (self._spec.d_model,):
-                raise KernelError(
-                    f"embeddings have shape {list(span.rows.shape)}, expected [n, {self._spec.d_model}]"
-                )
-            return np.ascontiguousarray(span.rows, np.float32)
-        ids = np.ascontiguousarray(span.ids, np.int64)
-        if ids.min() < 0 or ids.max() >= self._spec.vocab_size:
-            raise InputError(f"token ids must be from 0 to {self._spec.vocab_size - 1}")
-        return ids
+        return checked_rows(span, self._spec, length=self._length, capacity=self.capacity, ids=np.int64)
 
     def _decode(self, rows: npt.NDArray[Any], logits: Float32) -> None:
         """One forward pass: int64 [n] ids or float32 [n, d_model] embeddings.

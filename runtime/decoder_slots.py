@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .decoder_input import check_n_logits
 from .errors import InputError, KernelError
 from .ggml_model import CELLS, GgmlModel, GgmlOptions
 from .gguf_check import AdapterFile
@@ -156,8 +157,7 @@ class Slot:
         """
         lane = self._opened()
         rows = self._worker.model.checked(span, self._length, self._capacity)
-        if not 1 <= n <= len(rows):
-            raise KernelError(f"logits of {n} rows are asked for, expected 1 to {len(rows)}")
+        check_n_logits(n, len(rows))
         logits = np.empty((n, self.spec.vocab_size), np.float32)
         self._pending = Feed(self._number, lane, self._adapter, rows, self._length, logits)
         try:

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import ggml_plugin
+from .decoder_input import check_adapter, check_threads, checked_rows
 from .errors import BundleError, InputError, KernelError
 from .ggml_log import ENGINE_LOG
 from .ggml_observer import MatmulObserver
 from .gguf_check import AdapterFile, read_adapter, read_model
-from .parts import EmbedSpan, Float32, Int32, Span
+from .parts import Float32, Int32, Span
 from .spec import RopeTable, TextSpec
 from .threads import default_threads
 
@@ -60,8 +61,7 @@ class GgmlOptions:
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:
             raise InputError(f"KV type is {self.kv_type!r}, expected one of {', '.join(KV_TYPES)}")
-        if self.n_threads is not None and not 1 <= self.n_threads <= 512:
-            raise InputError(f"threads is {self.n_threads}, expected 1 to 512")
+        check_threads(self.n_threads)
         if self.n_gpu_layers != 0 and not llama_cpp.llama_supports_gpu_offload():
             raise InputError(
                 f"GPU layers is {self.n_gpu_layers}, but this build of llama-cpp-python has no GPU backend"
@@ -141,9 +141,7 @@ class GgmlModel:
 
     def check_adapter(self, name: str | None) -> None:
         """InputError: there is no such adapter."""
-        if name is not None and name not in self._files:
-            known = ", ".join(self._files) or "none"
-            raise InputError(f"adapter {name!r} is not in this model (it has: {known})")
+        check_adapter(name, self._files)
 
     def room(self, table: RopeTable, capacity: int) -> int:
         """How many tokens llama.cpp makes room for, to have it for `capacity` in a sequence with this table.
@@ -169,19 +167,7 @@ class GgmlModel:
             KernelError: it does not fit, or has rows of another width.
             InputError: an id that is none.
         """
-        n = len(span)
-        if n == 0 or length + n > capacity:
-            raise KernelError(f"{n} tokens after {length} do not fit a cache of {capacity}")
-        if isinstance(span, EmbedSpan):
-            if span.rows.shape[1:] != (self.spec.d_model,):
-                raise KernelError(
-                    f"embeddings have shape {list(span.rows.shape)}, expected [n, {self.spec.d_model}]"
-                )
-            return np.ascontiguousarray(span.rows, np.float32)
-        ids = np.ascontiguousarray(span.ids, np.int32)
-        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
-            raise InputError(f"token ids must be from 0 to {self.spec.vocab_size - 1}")
-        return ids
+        return checked_rows(span, self.spec, length=length, capacity=capacity, ids=np.int32)
 
     def lora(self, name: str, acts: Callable[[Any], bool]) -> Any:
         """An adapter's handle, which is loaded once, and shown to change the logits.

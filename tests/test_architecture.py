@@ -29,6 +29,7 @@ LAYERS = (
         "progress",
         "mpeg",
         "decoder",
+        "decoder_input",
         "messages",
         "json_schema",
         "gbnf",
