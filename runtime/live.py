@@ -21,7 +21,7 @@ from .growing_speech import GrowingSpeech
 from .live_events import LiveEvent
 from .live_summary import Summary
 from .parts import Float32
-from .reader import Reader, Reading
+from .reader import Reading, ReadsSpeech
 from .segments import Growing, Segmenter, SegmentRules, Silence, Speech
 from .sources import Source
 
@@ -72,7 +72,7 @@ class _Utterance:
 class Listener:
     """Iterate for events until the source ends. `summary` is true at any time."""
 
-    def __init__(self, reader: Reader, source: Source, options: LiveOptions, clock: Clock) -> None:
+    def __init__(self, reader: ReadsSpeech, source: Source, options: LiveOptions, clock: Clock) -> None:
         """
         Args:
             reader: reads utterances.

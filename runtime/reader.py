@@ -9,7 +9,7 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from .engine import CompleteOptions, Model
 from .errors import InputError
@@ -40,6 +40,24 @@ class Reading:
     draft_n: int = 0
     draft_n_accepted: int = 0
     n_overruled: int = 0  # forced tokens that this reading alone would have read otherwise
+
+
+class ReadsSpeech(Protocol):
+    """What transcription, live or not, asks for readings: `Reader`, or somebody who has one elsewhere."""
+
+    def check(self, longest_s: float) -> None:
+        """See `Reader.check`."""
+
+    def read(
+        self, speech: GrowingSpeech, *, draft: Sequence[int] = (), n_forced: int = 0, final: bool = True
+    ) -> Reading:
+        """See `Reader.read`."""
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """See `Reader.text_of`."""
+
+    def starts_word(self, token_id: int) -> bool:
+        """See `Reader.starts_word`."""
 
 
 class Reader:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 from .audio import Sound
 from .growing_speech import GrowingSpeech
-from .reader import Reader
+from .reader import ReadsSpeech
 from .segments import Segmenter, SegmentRules, Silence, Speech
 from .transcript import Segment
 
 
 def transcribe(
-    reader: Reader,
+    reader: ReadsSpeech,
     sound: Sound,
     rules: SegmentRules,
     *,
