@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .errors import Refusal
 
+_LISTENED_S = 5  # after which to ask for a place again: recordings and sessions are long
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -28,6 +30,7 @@ class Limits:
     media: int = 64  # pictures and clips of one request
     pixels: int = 50_000_000  # of one picture
     audio_s: float = 1800.0  # of all clips of one request
+    listeners: int = 16  # recordings and live sessions at a time; one more is a 429
     stop: int = 16  # stop strings
     stop_chars: int = 256  # of one of them
     tools: int = 128
@@ -65,3 +68,35 @@ class Budget:
     def give_back(self, n: int) -> None:
         """They are held no more."""
         self._held -= n
+
+
+class Places:
+    """Recordings and live sessions that are being listened to. For one thread, the event loop's."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+
+    @property
+    def taken(self) -> int:
+        """How many there are now. From any thread."""
+        return self._taken
+
+    def take(self) -> None:
+        """One more.
+
+        Raises:
+            Refusal: 429, there are as many as may be.
+        """
+        if self._taken >= self._most:
+            raise Refusal(
+                429,
+                f"{self._taken} recordings and live sessions are listened to, which is the most: try again",
+                code="rate_limit_exceeded",
+                retry_after=_LISTENED_S,
+            )
+        self._taken += 1
+
+    def give_back(self) -> None:
+        """One has ended."""
+        self._taken -= 1

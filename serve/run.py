@@ -19,7 +19,7 @@ from .app import make_app
 from .auth import Keys
 from .facts import facts_of
 from .jobs import Job
-from .limits import Budget, Limits
+from .limits import Budget, Limits, Places
 from .metrics import Metrics
 from .models import Models, check_parallel, context_of
 from .remote import Fetcher
@@ -69,11 +69,26 @@ def run(settings: Settings) -> None:
         settings.model, settings.parallel, n_ctx=n_ctx, max_crops=settings.max_crops, options=settings.options
     )
     scheduler: Scheduler[Job] = Scheduler(limits.queue, workers=settings.parallel)
-    workers = Workers(models.open, scheduler, n=settings.parallel, failed=lambda: _give_up(server))
+    listeners = Places(limits.listeners)
+    workers = Workers(
+        models.open,
+        scheduler,
+        n=settings.parallel,
+        failed=lambda: _give_up(server),
+        expecting=lambda: listeners.taken > 0,
+    )
     metrics = Metrics()
     fetch = Fetcher(limits) if settings.remote_media else None
     services = Services(
-        facts, limits, Budget(limits.held_bytes), scheduler, workers, metrics, fetch, settings.log_requests
+        facts=facts,
+        limits=limits,
+        budget=Budget(limits.held_bytes),
+        scheduler=scheduler,
+        workers=workers,
+        metrics=metrics,
+        listeners=listeners,
+        fetch=fetch,
+        log_requests=settings.log_requests,
     )
     _gauges(services)
     if settings.parallel > 1:
@@ -113,6 +128,11 @@ def _gauges(services: Services) -> None:
     gauge("pocketphi_queue_length", "Requests that wait.", lambda: workers.n_waiting)
     gauge("pocketphi_requests_running", "Requests that a model works on.", lambda: workers.n_running)
     gauge("pocketphi_ready", "1 when the model is loaded.", lambda: workers.state == "ready")
+    gauge(
+        "pocketphi_listeners",
+        "Recordings and live sessions that are listened to.",
+        lambda: services.listeners.taken,
+    )
     gauge("pocketphi_held_bytes", "Of bodies of requests.", lambda: services.budget.held)
     gauge(
         "pocketphi_cancelled_waiting_total",

@@ -64,13 +64,17 @@ class Scheduler(Generic[T]):
         wait = math.ceil(max(len(self._entries), 1) * self._mean_s / self._workers)
         return min(max(wait, 1), _MOST_RETRY_S)
 
-    def add(self, item: T, group: str) -> None:
+    def add(self, item: T, group: str, *, admitted: bool = False) -> None:
         """Wait at the end.
+
+        Args:
+            item, group: see the class.
+            admitted: it has a place already, as part of something longer: it is never one too many.
 
         Raises:
             Refusal: 429, as many wait as may.
         """
-        if len(self._entries) >= self._most:
+        if not admitted and self._n_bounded >= self._most:
             raise Refusal(
                 429,
                 f"{len(self._entries)} requests are waiting, which is the most: try again",

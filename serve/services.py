@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .facts import Facts
 from .jobs import Job
-from .limits import Budget, Limits
+from .limits import Budget, Limits, Places
 from .media import Fetch
 from .metrics import Metrics
 from .scheduler import Scheduler
@@ -24,5 +24,6 @@ class Services:
     scheduler: Scheduler[Job]
     workers: Workers
     metrics: Metrics
+    listeners: Places
     fetch: Fetch | None = None  # of pictures from other servers; None: they are refused
     log_requests: bool = False
