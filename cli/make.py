@@ -36,7 +36,7 @@ def convert(
     quant: Annotated[str, typer.Option("--quant", "-q", help="GGUF backbone: Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or F32.")] = "Q4_K_M",
     lora_quant: Annotated[str, typer.Option("--lora-quant", help="GGUF adapters: Q8_0, F16, Q4_0 or F32.")] = "Q8_0",
     backbone: Annotated[str, typer.Option("--backbone", help="Write it as gguf for llama.cpp, as onnx for ONNX Runtime, or both.")] = "gguf",
-    onnx_quant: Annotated[str, typer.Option("--onnx-quant", help="ONNX backbone: int4 (8 bits where 4 cost much), int8, fp16 or fp32.")] = "int4",
+    onnx_quant: Annotated[str, typer.Option("--onnx-quant", help="ONNX backbone: int4 (8 bits where 4 cost much), int4-pure (4 bits everywhere), int8, fp16 or fp32.")] = "int4",
     onnx_lora: Annotated[str, typer.Option("--onnx-lora", help="ONNX adapters: fp16, int8 or fp32.")] = "fp16",
     target: Annotated[str | None, typer.Option("--target", help="phone: small types and both backbones where no flag says otherwise, and a README.md for apps.")] = None,
     encoders: Annotated[str, typer.Option("--encoders", help="ONNX encoders: int8, int4, fp16 or fp32.")] = "int8",

@@ -16,6 +16,7 @@ LoraKind = Literal["fp32", "fp16", "int8"]
 
 DECODER_KINDS: tuple[DecoderKind, ...] = get_args(DecoderKind)
 LORA_KINDS: tuple[LoraKind, ...] = get_args(LoraKind)
+PURE = "int4-pure"  # --onnx-quant's name for int4 without exceptions, after llama-quantize's --pure
 BITS: Mapping[DecoderKind, int] = {"int8": 8, "int4": 4}  # the kinds that are blocks
 
 
@@ -50,8 +51,8 @@ class DecoderQuant:
 
     @property
     def name(self) -> str:
-        """What it is called by one word: the kind of most of its weights."""
-        return self.linear
+        """What it is called by one word: the kind of most of its weights; pure, if int4 of all."""
+        return PURE if set(self.kinds().values()) == {"int4"} else self.linear
 
     def kinds(self) -> dict[str, str]:
         """What bundle.json says of it."""
@@ -59,18 +60,21 @@ class DecoderQuant:
 
 
 def named_decoder_quant(name: str, lora: str) -> DecoderQuant:
-    """What --onnx-quant and --onnx-lora mean, in upper or lower case: int4 makes its exceptions.
+    """What --onnx-quant and --onnx-lora mean, in upper or lower case: int4 makes exceptions, int4-pure none.
 
     Raises:
         InputError: no such type.
     """
     for what, given, known in (
-        ("backbone", name, tuple(map(str, DECODER_KINDS))),
+        ("backbone", name, (*map(str, DECODER_KINDS), PURE)),
         ("adapter", lora, tuple(map(str, LORA_KINDS))),
     ):
         if given.lower() not in known:
             raise InputError(
                 f"ONNX {what} type {given[:40]!r} is not known, expected one of {', '.join(known)}"
             )
-    kind, lora_kind = cast(DecoderKind, name.lower()), cast(LoraKind, lora.lower())
+    lora_kind = cast(LoraKind, lora.lower())
+    if name.lower() == PURE:
+        return DecoderQuant.uniform("int4", lora_kind)
+    kind = cast(DecoderKind, name.lower())
     return DecoderQuant(lora=lora_kind) if kind == "int4" else DecoderQuant.uniform(kind, lora_kind)

@@ -92,13 +92,19 @@ def test_both_are_each_of_them(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lora", "want"), [("int8", "int8", "int8"), ("FP16", "FP16", "fp16"), ("fp32", "fp32", "fp32")]
+    ("name", "lora", "want"),
+    [
+        ("int8", "int8", "int8"),
+        ("FP16", "FP16", "fp16"),
+        ("fp32", "fp32", "fp32"),
+        ("Int4-Pure", "int8", "int4"),
+    ],
 )
 def test_uniform_kinds(name: str, lora: str, want: str, made: Made) -> None:
     found = bundle.load(made(Options(backbone="ONNX", onnx_quant=name, onnx_lora=lora)))
     assert found.onnx is not None
     assert set(found.onnx.quant.values()) == {want} and found.onnx.lora_quant == lora.lower()
-    assert found.recipe == want
+    assert found.recipe == name.lower()
 
 
 @pytest.mark.parametrize("backbone", ["onnx", "both"])
@@ -130,8 +136,9 @@ def test_text_models_both_layouts_of_head(member: tiny.Member, tmp_path: Path) -
         Options(backbone="onnx", encoders="int4", onnx_quant="int8", onnx_lora="int8"),
         Options(backbone="both", encoders="fp16", onnx_quant="fp16", onnx_lora="fp32"),
         Options(backbone="onnx", encoders="fp32", onnx_quant="fp32", merge="speech"),
+        Options(backbone="onnx", encoders="int4", onnx_quant="int4-pure", onnx_lora="int8"),
     ],
-    ids=["int4", "int8", "fp16", "fp32-merged"],
+    ids=["int4", "int8", "fp16", "fp32-merged", "int4-pure"],
 )
 def test_the_plan_comes_true(options: Options, made: Made) -> None:
     """Data files to the byte, graphs nearly, the rest at most; in all 2 % beside what a vocabulary may take.
