@@ -59,6 +59,12 @@ TopK = Annotated[int, typer.Option("--top-k", help="Keep the k most probable tok
 TopP = Annotated[float, typer.Option("--top-p", help="Keep the most probable tokens that sum to p.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens below p times the most probable one.")]
 RepeatPenalty = Annotated[float, typer.Option("--repeat-penalty", help="Over the last 64 tokens; 1: off.")]
+FrequencyPenalty = Annotated[
+    float, typer.Option("--frequency-penalty", help="For each time that the answer has a token; 0: off.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option("--presence-penalty", help="For tokens that the answer has; 0: off.")
+]
 Seed = Annotated[int, typer.Option("-s", "--seed", min=-1, help="-1: a new one each time.")]
 CtxSize = Annotated[
     int, typer.Option("-c", "--ctx-size", help="Most tokens of a conversation; 0: the model's own.")

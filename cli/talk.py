@@ -24,6 +24,7 @@ from .options import (
     CtxSize,
     Device,
     Frames,
+    FrequencyPenalty,
     GpuLayers,
     Grammar,
     GrammarFile,
@@ -34,6 +35,7 @@ from .options import (
     MinP,
     ModelDir,
     Predict,
+    PresencePenalty,
     Provider,
     ProviderOption,
     Reasoning,
@@ -68,7 +70,8 @@ def run(
     image: Images = None, audio: Audio = None, mic: Mic = False, device: Device = None, video: Video = None,
     frames: Frames = 8, camera: Camera = None, max_crops: MaxCrops = 36,
     system: System = None, n: Predict = -1, temp: Temp = 0.0, top_k: TopK = 40, top_p: TopP = 0.95,
-    min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0, seed: Seed = -1, ctx_size: CtxSize = 0,
+    min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0, frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0, seed: Seed = -1, ctx_size: CtxSize = 0,
     threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None,
     backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu,
     adapter: AdapterOption = Adapter.none, json_schema: Schema = None, grammar: Grammar = None,
@@ -90,9 +93,12 @@ def run(
         raise InputError("--raw takes the whole prompt: --system and --tools cannot be given too")
     options = options_of(
         n,
-        sampling_of(temp, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar, grammar_file),
+        sampling_of(
+            temp, top_k, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty, seed, json_schema,
+            grammar, grammar_file,
+        ),
         adapter,
-    )
+    )  # fmt: skip
     if mic:
         check_microphone(device)
     mode = mode_of(media, speech=mic)
@@ -131,7 +137,8 @@ def run(
 
 def chat(
     model: ModelDir = None, system: System = None, n: Predict = -1, temp: Temp = 0.0, top_k: TopK = 40,
-    top_p: TopP = 0.95, min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0, seed: Seed = -1,
+    top_p: TopP = 0.95, min_p: MinP = 0.05, repeat_penalty: RepeatPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0, presence_penalty: PresencePenalty = 0.0, seed: Seed = -1,
     ctx_size: CtxSize = 0, threads: Threads = None, gpu_layers: GpuLayers = 0, cache_type: AnyKvType = None,
     backbone: BackboneOption = None, provider: ProviderOption = Provider.cpu,
     adapter: AdapterOption = Adapter.none, json_schema: Schema = None, grammar: Grammar = None,
@@ -147,9 +154,12 @@ def chat(
     log_to_stderr(verbose)
     options = options_of(
         n,
-        sampling_of(temp, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar, grammar_file),
+        sampling_of(
+            temp, top_k, top_p, min_p, repeat_penalty, frequency_penalty, presence_penalty, seed, json_schema,
+            grammar, grammar_file,
+        ),
         adapter,
-    )
+    )  # fmt: skip
     offered = None if tools is None else read_text(tools, max_bytes=_TOOLS_MAX_BYTES)
     media = media_of(image, audio, video, frames, camera, max_crops)
     mode = mode_of(media)

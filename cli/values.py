@@ -106,8 +106,8 @@ def _clip(name: str) -> Path | Any:
 
 
 def sampling_of(
-    temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int,
-    json_schema: str | None, grammar: str | None, grammar_file: Path | None,
+    temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, frequency_penalty: float,
+    presence_penalty: float, seed: int, json_schema: str | None, grammar: str | None, grammar_file: Path | None,
 ) -> Sampling:  # fmt: skip
     """How to choose tokens."""
     from pocketphi.runtime.files import read_text
@@ -118,8 +118,9 @@ def sampling_of(
             raise InputError("--grammar and --grammar-file are both given, expected one")
         grammar = read_text(grammar_file, max_bytes=_GRAMMAR_MAX_BYTES)
     return Sampling(
-        temp, top_k, top_p, min_p, repeat_penalty, None if seed < 0 else seed, grammar, json_schema
-    )
+        temp, top_k, top_p, min_p, repeat_penalty, None if seed < 0 else seed, grammar, json_schema,
+        frequency_penalty, presence_penalty,
+    )  # fmt: skip
 
 
 def options_of(n: int, sampling: Sampling, adapter: Adapter) -> CompleteOptions:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .continuation import NO_DRAFT, Continuation, Passes
 from .parts import FinishReason, Float32, Int32, Mode, Reply, Span, TextEvent, Timings, ToolCall, Usage
-from .sampler import Sampler
+from .sampler import Sampler, most_probable
 from .session import Session
 from .stream import TextStream
 from .tokenizer import Tokenizer
@@ -35,6 +35,7 @@ class Request:
     draft: Int32 = field(default_factory=lambda: NO_DRAFT)  # int32 [n], what the answer may be
     n_forced: int = 0  # so many tokens of the draft are the answer's first, whatever the model would say
     logprobs: bool = False  # keep how probable each token was
+    top_logprobs: int = 0  # and so many of the most probable ones in its place
 
 
 class Answer(Iterator[TextEvent]):
@@ -74,6 +75,7 @@ class Answer(Iterator[TextEvent]):
         self._ids: list[int] = []
         self._call_ids: list[int] = []  # what stood in tool call tags, the tags included
         self._logprobs: list[float] = []
+        self._top: list[tuple[tuple[int, float], ...]] = []
         self._n_overruled = 0
         self._passes = Passes()
         self._finish: FinishReason = "cancelled"
@@ -132,6 +134,7 @@ class Answer(Iterator[TextEvent]):
             resident=self._resident(),
             n_overruled=self._n_overruled,
             logprobs=tuple(self._logprobs),
+            top_logprobs=tuple(self._top),
         )
 
     def _generate(self) -> Generator[TextEvent, None, None]:
@@ -188,12 +191,16 @@ class Answer(Iterator[TextEvent]):
             token = self._sampler.sample(logits.copy() if request.logprobs else logits)
         self._ids.append(token)
         if request.logprobs:
-            self._logprobs.append(_logprob(logits, token))
+            top = most_probable(logits, request.top_logprobs) if request.top_logprobs else []
+            own, *others = _logprobs(logits, [token, *top])
+            self._logprobs.append(own)
+            if top:
+                self._top.append(tuple(zip(top, others, strict=True)))
         return token
 
 
-def _logprob(logits: Float32, token: int) -> float:
-    """The natural log of a token's probability; -inf marks logits of ids that cannot be chosen."""
+def _logprobs(logits: Float32, ids: Sequence[int]) -> list[float]:
+    """The natural logs of tokens' probabilities; -inf marks logits of ids that cannot be chosen."""
     most = logits.max()
     total = float(np.exp(logits - most).sum(dtype=np.float64))
-    return float(logits[token]) - float(most) - math.log(total)
+    return [float(logits[i]) - float(most) - math.log(total) for i in ids]

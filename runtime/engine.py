@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MODE_OF_ADAPTER: Mapping[str, Mode] = {"vision": "vision", "speech": "speech"}
+_MOST_TOP_LOGPROBS = 100  # which take 12 KB for each token of an answer
 
 
 class CompleteOptions(TypedDict, total=False):
@@ -50,6 +51,7 @@ class CompleteOptions(TypedDict, total=False):
     draft: Sequence[int]
     n_forced: int
     logprobs: bool
+    top_logprobs: int
     stop_ids: Collection[int]
 
 
@@ -194,7 +196,9 @@ class Model:
                 n_forced: so many of the draft's first tokens are the answer's, whatever the model
                     would choose; `Reply.n_overruled` counts where that was another. Not with a grammar.
                 logprobs: fill `Reply.logprobs`: the natural log of each token's probability under the
-                    model, before temperature, penalties and grammar; ids without a token do not count.
+                    model, before temperature, penalties, bias and grammar; ids without a token do not count.
+                top_logprobs: fill `Reply.top_logprobs` too: so many of the most probable tokens in the
+                    place of each, 0 to 100.
                 stop_ids: token ids that end the answer beside the model's own.
 
         Raises:
@@ -293,6 +297,9 @@ class Model:
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max tokens is {max_tokens}, expected at least 1")
         _check_adapter(adapter)
+        top_logprobs = options.get("top_logprobs", 0)
+        if not 0 <= top_logprobs <= _MOST_TOP_LOGPROBS:
+            raise InputError(f"top logprobs is {top_logprobs}, expected 0 to {_MOST_TOP_LOGPROBS}")
         draft, n_forced = self._draft(options)
         stop_ids = self._ids("stop ids", options.get("stop_ids", ()))
         media = [piece.media for piece in pieces if isinstance(piece, Slot)]
@@ -312,7 +319,8 @@ class Model:
             with_tools=with_tools,
             draft=draft,
             n_forced=n_forced,
-            logprobs=options.get("logprobs", False),
+            logprobs=options.get("logprobs", False) or top_logprobs > 0,
+            top_logprobs=top_logprobs,
             encode_ms=(time.perf_counter() - started) * 1e3 if kinds else 0.0,
         )
 

@@ -193,3 +193,5 @@ class Reply:
     resident: tuple[str, ...] = field(default=())  # adapters and encoders in memory: "speech adapter", …
     n_overruled: int = 0  # forced tokens where the model's most probable one was another
     logprobs: tuple[float, ...] = ()  # of each of token_ids, when asked for
+    # In the place of each of token_ids the most probable ids with theirs, in falling order, when asked for.
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()

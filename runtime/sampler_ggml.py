@@ -23,7 +23,7 @@ from .files import check_unicode
 from .ggml_log import ENGINE_LOG
 from .gguf_check import read_model, read_vocabulary
 from .parts import Float32, Int32
-from .sampler import Sampling
+from .sampler import LogitChanges, Sampling
 from .spec import TextSpec
 from .stderr_capture import captured_stderr
 
@@ -99,7 +99,9 @@ class GgmlVocabulary:
 
 
 class GgmlSampler:
-    """One answer's sampler: penalties, then greedy or top-k, top-p, min-p, temperature and a draw.
+    """One answer's sampler: changes of logits, then llama.cpp's chain.
+
+    That is the repeat penalty, then greedy or top-k, top-p, min-p, temperature and a draw.
 
     A grammar is checked on the chosen token first and applied to the whole vocabulary only when
     it refuses: the same result as filtering first, at a fraction of the cost for 200,064 tokens.
@@ -114,9 +116,10 @@ class GgmlSampler:
             masked_ids: int32 [n], ids that must never be chosen (rows without a token).
 
         Raises:
-            InputError: the grammar or schema does not parse.
+            InputError: the grammar or schema does not parse, or a bias is for an id that names no token.
         """
         self._masked = masked_ids
+        self._changes = LogitChanges(sampling, vocab_size, masked_ids)
         self._candidates = np.zeros(vocab_size, _CANDIDATE)
         self._ids = np.arange(vocab_size, dtype=np.int32)
         self._done = threading.Event()  # the grammar is not at work
@@ -131,12 +134,14 @@ class GgmlSampler:
             InputError: the grammar leaves no token, or takes too long over one. Only `close` may follow.
         """
         logits[self._masked] = -np.inf
+        self._changes.apply(logits)
         token = self._choose(logits, filtered=False)
         if self._grammar is not None and not self._allows(token):
             token = self._choose(logits, filtered=True)
         if self._grammar is not None:
             self._wait_for(lambda: llama_cpp.llama_sampler_accept(self._grammar, token))
         llama_cpp.llama_sampler_accept(self._chain, token)
+        self._changes.accept(token)
         return token
 
     def close(self) -> None:

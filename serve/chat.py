@@ -31,8 +31,9 @@ from .schema import (
     Turn,
 )
 from .screen import Screen
-from .settings import sampling_of, stops_of, tokens_of
+from .settings import sampling_of, stops_of, tokens_of, top_of
 
+_MOST_TOP_LOGPROBS = 20  # the reference's
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "cancelled": "length"}
 
 
@@ -59,10 +60,11 @@ def prepare(request: ChatRequest, limits: Limits, facts: Facts, fetch: Fetch | N
     functions, forced = _tools(request, limits)
     most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     options: ChatOptions = {
-        "sampling": sampling_of(request, _json_schema(request, functions)),
+        "sampling": sampling_of(request, limits, facts, _json_schema(request, functions)),
         "max_tokens": tokens_of("max_completion_tokens", most),
         "stop": stops_of(request, limits),
         "logprobs": bool(request.logprobs),
+        "top_logprobs": _top_logprobs(request),
     }
     if functions:
         options["tools"] = [_described(one) for one in functions]
@@ -158,6 +160,14 @@ def _described(tool: Function) -> dict[str, Any]:
         found["description"] = tool.description
     if tool.parameters is not None:
         found["parameters"] = tool.parameters
+    return found
+
+
+def _top_logprobs(request: ChatRequest) -> int:
+    name = "top_logprobs"
+    found = top_of(name, request.top_logprobs, _MOST_TOP_LOGPROBS)
+    if found and not request.logprobs:
+        raise Refusal(400, f"{name}: needs logprobs to be true", code="invalid_value", param=name)
     return found
 
 
@@ -287,12 +297,11 @@ def _call_object(call: ToolCall) -> dict[str, Any]:
 
 def _logprobs_object(found: Sequence[TokenLogprob]) -> dict[str, Any]:
     content = [
-        {
-            "token": one.raw.decode("utf-8", "replace"),
-            "logprob": max(one.logprob, -9999.0),  # JSON has no infinity
-            "bytes": list(one.raw),
-            "top_logprobs": [],
-        }
+        _logprob_object(one) | {"top_logprobs": [_logprob_object(other) for other in one.top]}
         for one in found
     ]
     return {"content": content, "refusal": None}
+
+
+def _logprob_object(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.finite, "bytes": list(one.raw)}

@@ -16,10 +16,11 @@ from .generation import CompletionWork
 from .jobs import Done, Piece, TokenLogprob
 from .limits import Limits
 from .schema import CompletionRequest
-from .settings import sampling_of, stops_of, tokens_of
+from .settings import sampling_of, stops_of, tokens_of, top_of
 from .tool_grammar import CLOSE, OPEN
 
 _MAX_TOKENS = 16  # the reference's default
+_MOST_TOP_LOGPROBS = 5  # the reference's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,16 @@ def prepare(request: CompletionRequest, limits: Limits, facts: Facts) -> Complet
     """
     prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
     options: CompleteOptions = {
-        "sampling": sampling_of(request),
+        "sampling": sampling_of(request, limits, facts),
         "max_tokens": tokens_of("max_tokens", request.max_tokens) or _MAX_TOKENS,
         "stop": stops_of(request, limits),
         "logprobs": request.logprobs is not None,
+        "top_logprobs": top_of("logprobs", request.logprobs, _MOST_TOP_LOGPROBS),
     }
     form = CompletionForm(
         facts,
         echo=prompt if request.echo else "",
-        logprobs=request.logprobs is not None,
+        logprobs=request.logprobs,
         usage=bool(request.stream_options and request.stream_options.include_usage),
     )
     return Completion(CompletionWork(prompt, options), form, bool(request.stream))
@@ -57,10 +59,17 @@ def prepare(request: CompletionRequest, limits: Limits, facts: Facts) -> Complet
 class CompletionForm:
     """Events as `text_completion` objects."""
 
-    def __init__(self, facts: Facts, *, echo: str, logprobs: bool, usage: bool) -> None:
-        """`echo`: text that comes before the answer's; the others as for a chat."""
+    def __init__(self, facts: Facts, *, echo: str, logprobs: int | None, usage: bool) -> None:
+        """
+        Args:
+            facts: of the model.
+            echo: text that comes before the answer's.
+            logprobs: how many of the most probable tokens are told beside each; None: of no token.
+            usage: as for a chat.
+        """
         self._id, self._created, self._model = *stamp("cmpl"), facts.name
-        self._echo, self._logprobs, self._usage = echo, logprobs, usage
+        self._echo, self._usage = echo, usage
+        self._logprobs, self._top = logprobs is not None, bool(logprobs)
         self._given = ""
         self._offset = len(echo)  # of the next token's text
 
@@ -102,13 +111,16 @@ class CompletionForm:
         return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs_object(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
-        tokens = [one.raw.decode("utf-8", "replace") for one in found]
         offsets = []
-        for token in tokens:
+        for one in found:
             offsets.append(self._offset)
-            self._offset += len(token)
-        values = [max(one.logprob, -9999.0) for one in found]  # JSON has no infinity
-        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+            self._offset += len(one.raw.decode("utf-8", "replace"))
+        return {
+            "tokens": [one.token for one in found],
+            "token_logprobs": [one.finite for one in found],
+            "top_logprobs": [_top_object(one) for one in found] if self._top else None,
+            "text_offset": offsets,
+        }
 
     def _frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -118,6 +130,14 @@ class CompletionForm:
             "model": self._model,
             "choices": choices,
         }
+
+
+def _top_object(one: TokenLogprob) -> dict[str, float]:
+    """By text, the chosen one too: of two that are the same text (halves of characters) the more probable."""
+    found: dict[str, float] = {}
+    for other in (*one.top, one):
+        found.setdefault(other.token, other.finite)
+    return found
 
 
 def _rest(given: str, reply: Reply) -> str:

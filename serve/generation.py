@@ -133,6 +133,7 @@ class _Logprobs:
 
     def __init__(self, answer: Answer, model: ServedModel, wanted: bool) -> None:
         self._answer, self._tokenizer = answer, model.tokenizer
+        self._names = {i: name for name, i in model.tokenizer.control_tokens.items()}
         self._ends = frozenset(model.bundle.stop_ids)
         self._given = 0
         self._next = time.monotonic() if wanted else float("inf")
@@ -149,8 +150,15 @@ class _Logprobs:
         """Of all tokens that have not been given; the one that ends an answer is none of it."""
         reply = self._answer.reply
         ids, values = reply.token_ids[self._given :], reply.logprobs[self._given :]
+        tops = reply.top_logprobs[self._given :] or ((),) * len(values)
         self._given += len(values)
-        pairs = zip(ids, values, strict=False)  # without logprobs there are only ids
+        rows = zip(ids, values, tops, strict=False)  # without logprobs there are only ids
         return tuple(
-            TokenLogprob(self._tokenizer.token_bytes(i), value) for i, value in pairs if i not in self._ends
+            self._one(i, value, tuple(self._one(*other) for other in top))
+            for i, value, top in rows
+            if i not in self._ends
         )
+
+    def _one(self, token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        raw, name = self._tokenizer.token_bytes(token_id), self._names.get(token_id, "")
+        return TokenLogprob(raw, value, name, top)

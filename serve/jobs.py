@@ -16,10 +16,22 @@ from .served_model import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token of an answer."""
+    """One token of an answer, or one that could have been there."""
 
-    raw: bytes  # what it spells
+    raw: bytes  # what it adds to the text; nothing for a control token
     logprob: float  # natural, under the model
+    name: str = ""  # of a control token
+    top: tuple[TokenLogprob, ...] = ()  # the most probable ones in its place, in falling order
+
+    @property
+    def token(self) -> str:
+        """What a client is told that it is."""
+        return self.name or self.raw.decode("utf-8", "replace")
+
+    @property
+    def finite(self) -> float:
+        """`logprob` as JSON can have it, which has no infinity: the reference's lowest."""
+        return max(self.logprob, -9999.0)
 
 
 @dataclass(frozen=True, slots=True)

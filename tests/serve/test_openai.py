@@ -222,6 +222,80 @@ def test_logprobs(client: Any, alone: Model, stream: bool) -> None:
     assert b"".join(bytes(one.bytes) for one in found).decode() == reply.text
 
 
+def as_told(alone: Model, token: int) -> str:
+    names = {i: name for name, i in alone.tokenizer.control_tokens.items()}
+    return names.get(token) or alone.tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_top_logprobs(client: Any, alone: Model, stream: bool) -> None:
+    reply = alone.chat(FRANCE, top_logprobs=20)
+    fields = {"logprobs": True, "top_logprobs": 20, "logit_bias": {str(reply.token_ids[0]): 5}}
+    if stream:
+        chunks = list(chat(client, FRANCE, stream=True, **fields))
+        found = [one for c in chunks if c.choices[0].logprobs for one in c.choices[0].logprobs.content]
+    else:
+        found = chat(client, FRANCE, **fields).choices[0].logprobs.content
+    places = reply.top_logprobs[:-1]
+    assert [[(other.token, other.logprob) for other in one.top_logprobs] for one in found] == [
+        [(as_told(alone, token), value) for token, value in place] for place in places
+    ]
+    for one in found:
+        assert one.top_logprobs[0].model_dump() == one.model_dump(exclude={"top_logprobs"})  # it is greedy
+    ends = [other for one in found for other in one.top_logprobs if other.token == "<|end|>"]
+    assert ends and all(other.bytes == [] for other in ends)
+
+
+def test_top_logprobs_are_the_models_whatever_is_chosen(client: Any, alone: Model) -> None:
+    own = alone.chat(FRANCE, top_logprobs=3)
+    ban = {str(own.token_ids[0]): -100}
+    found = chat(client, FRANCE, logprobs=True, top_logprobs=3, logit_bias=ban, max_tokens=1)
+    (one,) = found.choices[0].logprobs.content
+    assert one.token == as_told(alone, own.top_logprobs[0][1][0]), "the second is chosen"
+    assert [other.logprob for other in one.top_logprobs] == [value for _, value in own.top_logprobs[0]]
+    assert one.logprob == one.top_logprobs[1].logprob
+
+
+@pytest.mark.parametrize("fields", [{"frequency_penalty": 1.5}, {"presence_penalty": -1.5}])
+def test_penalties(client: Any, alone: Model, fields: dict[str, float]) -> None:
+    story = [{"role": "user", "content": "Tell me a story."}]
+    reply = alone.chat(story, sampling=Sampling(**fields), max_tokens=30)
+    assert chat(client, story, max_tokens=30, **fields).choices[0].message.content == reply.text
+    assert reply.text != alone.chat(story, max_tokens=30).text
+
+
+def test_logit_bias(client: Any, alone: Model) -> None:
+    word = alone.chat([{"role": "user", "content": "What is 3 plus 4?"}]).token_ids[0]
+    found = chat(client, FRANCE, logit_bias={str(word): 100}, max_tokens=3).choices[0].message.content
+    assert found == alone.tokenizer.decode([word] * 3)
+    unassigned = int(alone.tokenizer.unassigned_ids[0])
+    with pytest.raises(openai.BadRequestError, match="names no token"):
+        chat(client, FRANCE, logit_bias={str(unassigned): 1})
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, FRANCE, logit_bias={"4096": 1})
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "logit_bias")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_top_logprobs_of_a_completion(client: Any, alone: Model, stream: bool) -> None:
+    prompt = "<|user|>What is the capital of France?<|end|><|assistant|>"
+    ban = {token: -100 for token, _ in alone.complete(prompt, top_logprobs=2).top_logprobs[0]}
+    reply = alone.complete(prompt, top_logprobs=2, sampling=Sampling(logit_bias=ban), max_tokens=4)
+    assert reply.token_ids[0] not in dict(reply.top_logprobs[0]), "three are told"
+    bias = {str(token): value for token, value in ban.items()}
+    fields = {"model": "any", "prompt": prompt, "max_tokens": 4, "logit_bias": bias, "logprobs": 2}
+    if stream:
+        chunks = list(client.completions.create(stream=True, **fields))
+        found = [one for c in chunks for one in c.choices[0].logprobs.top_logprobs]
+    else:
+        found = client.completions.create(**fields).choices[0].logprobs.top_logprobs
+    rows = zip(reply.token_ids, reply.logprobs, reply.top_logprobs, strict=True)
+    assert found == [
+        {as_told(alone, i): v for i, v in place} | {as_told(alone, token): value}
+        for token, value, place in rows
+    ]
+
+
 def test_cached_tokens(client: Any) -> None:
     """A conversation that goes on is not read again."""
     chat(client, [{"role": "user", "content": "What is 3 plus 4?"}])

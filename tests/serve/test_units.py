@@ -12,11 +12,13 @@ import pytest
 
 from pocketphi.runtime.engine import Model
 from pocketphi.runtime.sampler import Sampling
+from pocketphi.serve import chat, completions
 from pocketphi.serve.errors import Refusal
+from pocketphi.serve.facts import Facts
 from pocketphi.serve.jobs import Job, Piece
-from pocketphi.serve.limits import Budget
+from pocketphi.serve.limits import Budget, Limits
 from pocketphi.serve.metrics import Histogram
-from pocketphi.serve.schema import ChatRequest, Function, parse
+from pocketphi.serve.schema import ChatRequest, CompletionRequest, Function, parse
 from pocketphi.serve.screen import Screen
 from pocketphi.serve.served_model import ServedModel, Stopped
 from pocketphi.serve.tool_grammar import calls_grammar
@@ -173,10 +175,9 @@ def test_a_forced_call_without_tags(alone: Model) -> None:
         ),
         (b'{"messages": [], "temperature": "1"}', "invalid_type", "temperature"),
         (b'{"messages": [], "stream": 1}', "invalid_type", "stream"),
-        (b'{"messages": [], "presence_penalty": 0.5}', "unsupported_value", "presence_penalty"),
-        (b'{"messages": [], "frequency_penalty": -1}', "unsupported_value", "frequency_penalty"),
-        (b'{"messages": [], "logit_bias": {"5": 1}}', "unsupported_value", "logit_bias"),
-        (b'{"messages": [], "top_logprobs": 2}', "unsupported_value", "top_logprobs"),
+        (b'{"messages": [], "presence_penalty": "0.5"}', "invalid_type", "presence_penalty"),
+        (b'{"messages": [], "logit_bias": {"5": "1"}}', "invalid_type", "logit_bias"),
+        (b'{"messages": [], "top_logprobs": true}', "invalid_type", "top_logprobs"),
         (b'{"messages": [], "n": 0}', "unsupported_value", "n"),
         (b'{"messages": [], "modalities": ["audio"]}', "unsupported_value", "modalities"),
         (b'{"messages": [], "functions": [1]}', "unsupported_value", "functions"),
@@ -203,6 +204,60 @@ def test_fields_that_change_nothing_are_ignored() -> None:
         "no such field": [1],
     }
     assert parse(ChatRequest, json.dumps(body).encode()).messages == []
+
+
+FACTS = Facts("one", 8192, 36, 0, {"n_vocab": 4096})
+
+
+def prepared(**fields: object) -> chat.Chat:
+    body = {"messages": [{"role": "user", "content": "Hi"}], **fields}
+    return chat.prepare(parse(ChatRequest, json.dumps(body).encode()), Limits(), FACTS, None)
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("temperature", {"temperature": -1.0}),
+        ("frequency_penalty", {"frequency_penalty": 2.01}),
+        ("presence_penalty", {"presence_penalty": -2.01, "frequency_penalty": 2.0}),
+        ("logit_bias", {"logit_bias": {"5": 100.01}}),
+        ("logit_bias", {"logit_bias": {"4096": 1}}),
+        ("logit_bias", {"logit_bias": {"-1": 1}}),
+        ("logit_bias", {"logit_bias": {"1_0": 1}}),
+        ("logit_bias", {"logit_bias": {"\u0663": 1}}),
+        ("logit_bias", {"logit_bias": {" the": 1}}),
+        ("logit_bias", {"logit_bias": {"": 1}}),
+        ("logit_bias", {"logit_bias": {"9" * 5000: 1}}),
+        ("logit_bias", {"logit_bias": {str(i): 1 for i in range(301)}}),
+        ("top_logprobs", {"top_logprobs": 1}),
+        ("top_logprobs", {"top_logprobs": 1, "logprobs": False}),
+        ("top_logprobs", {"top_logprobs": 21, "logprobs": True}),
+        ("top_logprobs", {"top_logprobs": -1, "logprobs": True}),
+    ],
+)
+def test_settings_that_cannot_be(param: str, fields: dict[str, object]) -> None:
+    with pytest.raises(Refusal) as caught:
+        prepared(**fields)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_value", param)
+    assert len(caught.value.message) < 200 and "\n" not in caught.value.message
+
+
+def test_settings_at_their_limits() -> None:
+    bias = {str(i): -100 if i % 2 else 100.0 for i in range(3796, 4096)}
+    found = prepared(
+        frequency_penalty=-2, presence_penalty=2, logit_bias=bias, logprobs=True, top_logprobs=20
+    ).work.options
+    wanted = {int(key): value for key, value in bias.items()}
+    assert found["sampling"] == Sampling(frequency_penalty=-2, presence_penalty=2, logit_bias=wanted)
+    assert (found["logprobs"], found["top_logprobs"]) == (True, 20)
+
+
+@pytest.mark.parametrize("n", [-1, 6])
+def test_log_probabilities_of_a_completion_that_cannot_be(n: int) -> None:
+    request = parse(CompletionRequest, json.dumps({"prompt": "Hi", "logprobs": n}).encode())
+    with pytest.raises(Refusal) as caught:
+        completions.prepare(request, Limits(), FACTS)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_value", "logprobs")
 
 
 def test_a_histogram_counts_up() -> None:
