@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""uvicorn with bounds of our own: how long headers may take, how long an answer lies unread, how it ends."""
+"""uvicorn with bounds of our own: how long headers may take, how long an answer lies unread, how it ends.
+
+What a connection may do once it is a WebSocket is in `websocket`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..runtime.errors import InputError
 from .errors import Refusal
 from .limits import Limits
+from .websocket import WebSocket, bounded_websocket, is_handshake
 from .worker import Workers
 
 _BACKLOG = 1024  # connections that wait to be accepted
 _AFTER_GRACE_S = 2  # for answers to say that they were ended
+_NO_HANDSHAKE = "the WebSocket's handshake is not one of RFC 6455, or its headers are too long"
 
 
 class Connection(H11Protocol):
@@ -37,6 +42,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **named)
         self._waiting: asyncio.TimerHandle | None = None  # for a request
         self._unread: asyncio.TimerHandle | None = None  # an answer that is not taken
+        self._upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
@@ -49,9 +55,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        for timer in (self._waiting, self._unread):
-            if timer is not None:
-                timer.cancel()
+        self._forget_timers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -76,18 +80,36 @@ class Connection(H11Protocol):
             self._unread.cancel()
             self._unread = None
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """The connection is a WebSocket's from here on: it has timers of its own."""
+        if not is_handshake(event.method, self.headers):
+            self._say(Refusal(400, _NO_HANDSHAKE, code="invalid_http"))
+            return
+        self._upgraded = True
+        self._forget_timers()
+        super().handle_websocket_upgrade(event)
+        protocol = self.transport.get_protocol()
+        if isinstance(protocol, WebSocket) and not protocol.handshake_initiated:  # the library has bounds too
+            self._say(Refusal(400, _NO_HANDSHAKE, code="invalid_http"))
+
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an error of the shape of all others."""
         self._say(Refusal(400, "the request is not HTTP, or its headers are too long", code="invalid_http"))
 
     def _look(self) -> None:
         """A timer runs while no request is complete up to its body: who sends slowly gains nothing by it."""
-        busy = self.cycle is not None and not self.cycle.response_complete
+        busy = self._upgraded or (self.cycle is not None and not self.cycle.response_complete)
         if busy and self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
         elif not busy and self._waiting is None and not self.transport.is_closing():
             self._waiting = self.loop.call_later(self.limits.header_s, self._late)
+
+    def _forget_timers(self) -> None:
+        for timer in (self._waiting, self._unread):
+            if timer is not None:
+                timer.cancel()
+        self._waiting = self._unread = None
 
     def _late(self) -> None:
         if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
@@ -128,7 +150,11 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=bounded(limits),
-            ws="none",
+            ws=bounded_websocket(limits),
+            ws_max_size=limits.event_bytes,
+            ws_ping_interval=limits.ping_s,
+            ws_ping_timeout=limits.ping_s,
+            ws_per_message_deflate=False,  # a small frame could become a large one
             loop="asyncio",
             log_config=None,
             log_level=logging.CRITICAL,  # it would quote requests; what matters the application logs
