@@ -28,7 +28,7 @@ from .options import (
 )
 from .values import builtin
 
-_NEEDED = ("starlette", "uvicorn", "pydantic")
+_NEEDED = ("starlette", "uvicorn", "pydantic", "python_multipart", "websockets")
 _KEYS_MAX_BYTES = 1 << 20
 _KEY_MAX_CHARS = 512
 

@@ -39,6 +39,8 @@ class Reading:
     n_passes: int = 0  # forward passes after the prompt's
     draft_n: int = 0
     draft_n_accepted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt's, those that were in the cache
     n_overruled: int = 0  # forced tokens that this reading alone would have read otherwise
 
 
@@ -139,6 +141,8 @@ class Reader:
             n_passes=reply.timings.n_passes,
             draft_n=reply.timings.draft_n,
             draft_n_accepted=reply.timings.draft_n_accepted,
+            prompt_tokens=reply.usage.prompt_tokens,
+            cached_tokens=reply.usage.cached_tokens,
             n_overruled=reply.n_overruled,
         )
 

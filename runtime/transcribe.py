@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .audio import Sound
 from .growing_speech import GrowingSpeech
-from .reader import ReadsSpeech
+from .reader import Reading, ReadsSpeech
 from .segments import Segmenter, SegmentRules, Silence, Speech
 from .transcript import Segment
 
@@ -35,6 +35,19 @@ def transcribe(
     Raises:
         InputError: the model cannot listen, or the recording turns out to be damaged.
     """
+    for segment, _ in read_utterances(reader, sound, rules, done_until_s=done_until_s, progress=progress):
+        yield segment
+
+
+def read_utterances(
+    reader: ReadsSpeech,
+    sound: Sound,
+    rules: SegmentRules,
+    *,
+    done_until_s: float = 0.0,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[tuple[Segment, Reading]]:
+    """`transcribe`, with what the reader has read for each segment."""
     reader.check(rules.max_s)
     rate = sound.sample_rate
     for piece in _pieces(sound, Segmenter(rate, rules)):
@@ -43,7 +56,7 @@ def transcribe(
             speech = GrowingSpeech(rate)
             speech.set_window(piece.samples)
             reading = reader.read(speech)
-            yield Segment(t0, t1, reading.text, reading.translation)
+            yield Segment(t0, t1, reading.text, reading.translation), reading
         if progress is not None:
             progress(t1)
 

@@ -12,26 +12,32 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from ..runtime.errors import PocketPhiError
-from . import endpoints
+from . import endpoints, transcriptions
 from .answers import error_response
 from .auth import Boundary, KeyCheck, Keys
 from .errors import Refusal, refusal_of
 from .observer import Observer
+from .page import page_routes, read_assets
+from .realtime import realtime, unknown
 from .services import Services
 
 ROUTES: tuple[BaseRoute, ...] = (
     Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
     Route("/v1/completions", endpoints.text_completions, methods=["POST"]),
+    Route("/v1/audio/transcriptions", transcriptions.transcriptions, methods=["POST"]),
+    Route("/v1/audio/translations", transcriptions.translations, methods=["POST"]),
     Route("/v1/models", endpoints.models, methods=["GET"]),
     Route("/v1/models/{name:path}", endpoints.model, methods=["GET"]),
     Route("/health", endpoints.health, methods=["GET"]),
     Route("/metrics", endpoints.metrics, methods=["GET"]),
+    WebSocketRoute("/v1/realtime", realtime),
+    WebSocketRoute("/{rest:path}", unknown),
 )
 
-OPEN_PATHS = ("/health",)  # without a key
+OPEN_PATHS = ("/health",)  # without a key, as is the page
 
 
 def make_app(
@@ -45,11 +51,14 @@ def make_app(
         hosts: names in a Host header beside localhost and addresses.
         origins: sites whose pages may ask.
     """
-    paths = [route.path for route in ROUTES if isinstance(route, Route) and "{" not in route.path]
+    assets = read_assets()
+    routes = [*ROUTES, *page_routes(assets)]
+    named = [route.path for route in routes if isinstance(route, (Route, WebSocketRoute))]
+    paths = [path for path in named if "{" not in path]
     layers = [
         Middleware(Observer, services.metrics, paths, services.limits.header_bytes),
         Middleware(Boundary, hosts, origins),
-        Middleware(KeyCheck, keys, OPEN_PATHS),
+        Middleware(KeyCheck, keys, [*OPEN_PATHS, *assets]),
     ]
     if origins:
         cors = Middleware(
@@ -60,7 +69,7 @@ def make_app(
         )
         layers.insert(2, cors)
     handlers = {Refusal: _refused, PocketPhiError: _refused, HTTPException: _not_routed}
-    app = Starlette(routes=list(ROUTES), middleware=layers, exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=layers, exception_handlers=handlers)
     app.router.redirect_slashes = False
     app.state.services = services
     return app

@@ -8,6 +8,8 @@ that site as Origin.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -20,6 +22,8 @@ from .answers import error_response
 from .errors import Refusal
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+_PLAIN_KEY = "openai-insecure-api-key."
+_ENCODED_KEY = "pocketphi-key."  # base64 for addresses, without padding, of the key's UTF-8
 
 
 class Keys:
@@ -102,18 +106,43 @@ class Boundary:
 
 
 async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with an error, on either kind of connection."""
-    if scope["type"] == "websocket":
+    """Answer with an error. A WebSocket's handshake gets it as HTTP, where the server can do that."""
+    if scope["type"] == "websocket" and "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1008, "reason": refusal.code or ""})
     else:
         await error_response(refusal)(scope, receive, send)
 
 
 def bearer(scope: Scope) -> bytes:
-    """The key that a request brings; empty without one."""
+    """The key that a request brings; empty without one, or with several.
+
+    A page cannot set a WebSocket's Authorization: there the key may stand among the subprotocols, as OpenAI's
+    clients put it, or in base64 for the sake of characters that a subprotocol cannot have.
+    """
     found = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not found and scope["type"] == "websocket":
+        return _key_among(scope.get("subprotocols") or ())
     scheme, _, key = (found[0] if len(found) == 1 else b"").partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _key_among(protocols: Iterable[str]) -> bytes:
+    found = [key for protocol in protocols if (key := _key_in(protocol)) is not None]
+    return found[0] if len(found) == 1 else b""
+
+
+def _key_in(protocol: str) -> bytes | None:
+    """The key in a subprotocol; None: it is another."""
+    for prefix in (_PLAIN_KEY, _ENCODED_KEY):
+        if protocol.startswith(prefix):
+            rest = protocol[len(prefix) :].encode("latin-1", "replace")
+            if prefix == _PLAIN_KEY:
+                return rest
+            try:
+                return base64.b64decode(rest + b"=" * (-len(rest) % 4), b"-_", validate=True)
+            except binascii.Error:
+                return b""
+    return None
 
 
 def headers(scope: Scope, name: bytes) -> Sequence[str]:

@@ -118,9 +118,9 @@ async def deliver(delivery: Delivery, form: Form, *, stream: bool) -> Response:
     try:
         first = await _next(batches)
         if first is None:
-            raise LEFT.refusal
+            raise LEFT.refusal.fresh
         if isinstance(first[0], Failed):
-            raise first[0].refusal
+            raise first[0].refusal.fresh
     except BaseException:
         delivery.close()
         raise
@@ -132,11 +132,11 @@ async def _whole(delivery: Delivery, form: Form) -> dict[str, Any]:
     async for batch in delivery.batches(_LONG_REST_S):
         for one in batch:
             if isinstance(one, Failed):
-                raise one.refusal
+                raise one.refusal.fresh
             if isinstance(one, Done):
                 return form.whole(pieces, one)
             pieces.append(one)
-    raise LEFT.refusal
+    raise LEFT.refusal.fresh
 
 
 async def _stream(

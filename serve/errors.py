@@ -49,6 +49,13 @@ class Refusal(Exception):
         self.retry_after = retry_after
 
     @property
+    def fresh(self) -> Refusal:
+        """Another that says the same: one that is raised time and again would keep all of its tracebacks."""
+        return Refusal(
+            self.status, self.message, code=self.code, param=self.param, retry_after=self.retry_after
+        )
+
+    @property
     def body(self) -> dict[str, Any]:
         """The answer's JSON."""
         kind = _TYPES.get(self.status, "invalid_request_error")

@@ -31,9 +31,15 @@ class Limits:
     pixels: int = 50_000_000  # of one picture
     audio_s: float = 1800.0  # of all clips of one request
     listeners: int = 16  # recordings and live sessions at a time; one more is a 429
+    event_bytes: int = 4 << 20  # of one event of a live session
+    fragments: int = 1024  # in which one event may come
+    unheard_s: float = 600.0  # of a live session's audio: what nobody has looked at yet
+    idle_s: float = 300.0  # that a live session may go on without an event of the client
+    ping_s: float = 20.0  # between two pings, and for the answer to one
     stop: int = 16  # stop strings
     stop_chars: int = 256  # of one of them
     tools: int = 128
+    biases: int = 300  # tokens in logit_bias
     remote_bytes: int = 20 << 20  # of one picture from another server
     remote_s: float = 10.0  # to get it
 

@@ -120,6 +120,35 @@ def _decoded(data: bytes, name: str, most_s: float) -> audio.Clip:
         raise MediaError(str(exc)) from None
 
 
+def seconds_of(data: bytes, name: str, most_s: float, check: Callable[[], None]) -> float:
+    """How long a sound file lasts, by all of it; nothing is kept.
+
+    Args:
+        data: the file.
+        name: in errors.
+        most_s: it may last.
+        check: called block by block, raises what ends it.
+
+    Raises:
+        MediaError: it cannot be read to its end, or lasts longer.
+    """
+    try:
+        with audio.stream(data, name=name) as sound:
+            if (sound.seconds or 0.0) > most_s:
+                raise _too_much_sound(name)
+            n = 0
+            for block in sound.blocks:
+                check()
+                n += len(block)
+                if n > most_s * sound.sample_rate:
+                    raise _too_much_sound(name)
+            return n / sound.sample_rate
+    except MediaError:
+        raise
+    except InputError as exc:
+        raise MediaError(str(exc)) from None
+
+
 def _too_much_sound(name: str) -> MediaError:
     return MediaError(f"{name}: the clips of the request last longer than the server takes")
 

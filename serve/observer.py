@@ -12,13 +12,15 @@ from collections.abc import Collection
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from ..runtime.errors import PocketPhiError
-from .answers import error_response
+from .auth import refuse
 from .errors import Refusal, refusal_of
 from .metrics import Metrics
 
 _log = logging.getLogger("pocketphi.serve")
+_ACCEPTED, _FORBIDDEN = 101, 403  # a WebSocket, and one that is closed before that
 _GONE = 499  # as nginx writes it down: the client left before it had an answer
 
 
@@ -34,7 +36,7 @@ class Observer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
@@ -43,15 +45,18 @@ class Observer:
         async def heard() -> Message:
             nonlocal n_in
             message = await receive()
-            n_in += len(message.get("body", b""))
+            n_in += _size(message)
             return message
 
         async def said(message: Message) -> None:
             nonlocal status, n_out
-            if message["type"] == "http.response.start":
+            kind = message["type"]
+            if kind.endswith("http.response.start"):
                 status = message["status"]
                 message.setdefault("headers", []).append((b"x-content-type-options", b"nosniff"))
-            n_out += len(message.get("body", b""))
+            elif kind.startswith("websocket.") and not status:
+                status = _ACCEPTED if kind == "websocket.accept" else _FORBIDDEN
+            n_out += _size(message)
             await send(message)
 
         try:
@@ -60,13 +65,20 @@ class Observer:
             await self._app(scope, heard, said)
         except ClientDisconnect:
             status = _GONE
+        except WebSocketDisconnect:
+            pass
         except Exception as exc:
             if not isinstance(exc, (PocketPhiError, Refusal)):
                 _log.error("a request failed: %s", type(exc).__name__)
             if not status:
-                await error_response(refusal_of(exc))(scope, heard, said)
+                await refuse(refusal_of(exc), scope, heard, said)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.requests[route, status or _GONE] += 1
             seconds = time.monotonic() - started
             _log.info("%s %d, %d bytes in, %d out, %.3f s", route, status or _GONE, n_in, n_out, seconds)
+
+
+def _size(message: Message) -> int:
+    """Bytes of a body, or of a WebSocket's message; of text, characters."""
+    return len(message.get("body") or message.get("bytes") or message.get("text") or b"")

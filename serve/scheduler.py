@@ -27,6 +27,7 @@ class _Entry(Generic[T]):
     item: T
     group: str
     added: float  # by the clock
+    admitted: bool = False
     passed_over: int = 0
 
 
@@ -69,19 +70,20 @@ class Scheduler(Generic[T]):
 
         Args:
             item, group: see the class.
-            admitted: it has a place already, as part of something longer: it is never one too many.
+            admitted: it is part of something longer that has a place of its own: it takes none here.
 
         Raises:
             Refusal: 429, as many wait as may.
         """
-        if not admitted and self._n_bounded >= self._most:
+        bounded = sum(not entry.admitted for entry in self._entries)
+        if not admitted and bounded >= self._most:
             raise Refusal(
                 429,
-                f"{len(self._entries)} requests are waiting, which is the most: try again",
+                f"{bounded} requests are waiting, which is the most: try again",
                 code="rate_limit_exceeded",
                 retry_after=self.retry_after,
             )
-        self._entries.append(_Entry(item, group, self._now()))
+        self._entries.append(_Entry(item, group, self._now(), admitted))
 
     def take(self, group: str | None) -> tuple[T, str] | None:
         """The next item and its group; None when nobody waits.

@@ -179,11 +179,6 @@ class _Generation(_Fields):
 
     def unsupported(self) -> tuple[str, str] | None:
         """The first field that asks for what cannot be done, and what can."""
-        for name in ("presence_penalty", "frequency_penalty"):
-            if getattr(self, name):
-                return name, "only 0 is supported (repeat_penalty, as llama.cpp has it, is)"
-        if self.logit_bias:
-            return "logit_bias", "is not supported"
         if self.n not in (None, 1):
             return "n", "only 1 is supported"
         return None
@@ -208,8 +203,6 @@ class ChatRequest(_Generation):
 
     def unsupported(self) -> tuple[str, str] | None:
         """See above."""
-        if self.top_logprobs:
-            return "top_logprobs", "only 0 is supported: the log probability of each chosen token"
         if self.audio is not None or any(one != "text" for one in self.modalities or ()):
             return "modalities" if self.audio is None else "audio", "answers are text"
         if self.functions or self.function_call is not None:
@@ -236,8 +229,6 @@ class CompletionRequest(_Generation):
             return "suffix", "is not supported"
         if self.best_of not in (None, 1):
             return "best_of", "only 1 is supported"
-        if self.logprobs:
-            return "logprobs", "only 0 is supported: the log probability of each chosen token"
         return super().unsupported()
 
 
@@ -259,15 +250,15 @@ def parse(kind: type[R], body: bytes) -> R:
     try:
         found = kind.model_validate(raw)
     except ValidationError as exc:
-        raise _refusal(exc) from None
+        raise fault(exc) from None
     if (refused := found.unsupported()) is not None:
         name, reason = refused
         raise Refusal(400, f"{name}: {reason}", code="unsupported_value", param=name)
     return found
 
 
-def _refusal(error: ValidationError) -> Refusal:
-    """The first fault, by the way that leads deepest: of a union it is the member that was meant."""
+def fault(error: ValidationError) -> Refusal:
+    """400, for the first fault, by the way that leads deepest: of a union it is the member that was meant."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     first = max(faults, key=lambda fault: len(fault["loc"]))
     # Names of types stand in the way beside names of fields: those of unions.

@@ -23,7 +23,10 @@ _log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "stopping"]
 
+_LOOK_S = 0.05  # between two looks whether a worker that is to stop is still needed
+
 LEFT = Failed(Refusal(499, "the client has left", code="client_closed_request"))
+LOADING = Failed(Refusal(503, "the model is loading: try again", code="loading_model", retry_after=1))
 STOPPING = Failed(Refusal(503, "the server is stopping", code="server_stopping"))
 
 
@@ -37,6 +40,7 @@ class Workers:
         *,
         n: int = 1,
         failed: Callable[[], None] = lambda: None,
+        expecting: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -44,16 +48,18 @@ class Workers:
             scheduler: nobody else may use it.
             n: workers.
             failed: called in a worker's thread when its model could not be opened; `failure` says why.
+            expecting: whether admitted jobs may still come: workers that are told to stop stay for them.
         """
         self._open, self._scheduler, self._failed = open_model, scheduler, failed
+        self._expecting = expecting
         self._lock = threading.Lock()
         self._turns = [threading.Condition(self._lock) for _ in range(n)]  # of each worker
         self._idle: set[int] = set()
         self._running: list[Job | None] = [None] * n
         self._models: list[ServedModel | None] = [None] * n
         self._group: str | None = None  # of the job that was given out last
-        self._ready = 0
-        self._stopping = False
+        self._ready = self._n_gone = 0
+        self._stopping = self._abandoned = False
         self.failure: BaseException | None = None
         self.n_cancelled = {"waiting": 0, "running": 0}
         self.n_switches = 0  # jobs of another group than those beside or before them
@@ -84,18 +90,34 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job) -> None:
+    def model(self) -> ServedModel:
+        """Any of them, for what needs no worker: its tokenizer, and what is known of it.
+
+        Raises:
+            Refusal: 503, the model is loading.
+        """
+        found = next((model for model in self._models if model is not None), None)
+        if found is None:
+            raise LOADING.refusal.fresh
+        return found
+
+    def submit(self, job: Job, *, admitted: bool = False) -> None:
         """Queue a job; its events end with Done or Failed.
+
+        Args:
+            job: not queued yet.
+            admitted: part of a recording or a session that has one of the `Places`: the queue is never too
+                full for it, and a server that stops still takes it within the grace.
 
         Raises:
             Refusal: 429, the queue is full; 503, the model is loading or the server stops.
         """
         with self._lock:
             if self.state == "loading":
-                raise Refusal(503, "the model is loading: try again", code="loading_model", retry_after=1)
-            if self.state == "stopping":
-                raise STOPPING.refusal
-            self._scheduler.add(job, job.group)
+                raise LOADING.refusal.fresh
+            if self._abandoned or (self._stopping and not (admitted and not self._n_gone)):
+                raise STOPPING.refusal.fresh
+            self._scheduler.add(job, job.group, admitted=admitted)
             self._give()
 
     def cancel(self, job: Job) -> None:
@@ -123,6 +145,9 @@ class Workers:
         """End every job, waiting or running, with a Failed."""
         self.stop()
         with self._lock:
+            self._abandoned = True
+            for turn in self._turns:
+                turn.notify()
             waiting = self._scheduler.empty()
             for number, job in enumerate(self._running):
                 if job is not None:
@@ -160,10 +185,14 @@ class Workers:
         with self._lock:
             self._idle.add(number)
             self._give()
-            while (job := self._running[number]) is None and not self._stopping:
-                self._turns[number].wait()
+            while (job := self._running[number]) is None and not self._done():
+                self._turns[number].wait(_LOOK_S if self._stopping else None)
             self._idle.discard(number)
+            self._n_gone += job is None
             return job
+
+    def _done(self) -> bool:
+        return self._abandoned or (self._stopping and not self._expecting())
 
     def _give(self) -> None:
         """Work for the idle, the first ones first. With the lock."""
@@ -193,7 +222,7 @@ class Workers:
         except Stopped:
             job.put(STOPPING if self._stopping else LEFT)
         except BaseException as exc:  # whatever it is: one answer failed, the worker goes on
-            _report(exc)
+            report(exc)
             job.put(Failed(refusal_of(exc)))
         finally:
             model.should_stop = _never
@@ -207,8 +236,8 @@ def _never() -> bool:
     return False
 
 
-def _report(error: BaseException) -> None:
-    """Bugs and native failures, by place and kind alone: what they say may quote a request."""
+def report(error: BaseException) -> None:
+    """Log bugs and native failures, by place and kind alone: what they say may quote a request."""
     if refusal_of(error).status < 500:
         return
     trace = error.__traceback__

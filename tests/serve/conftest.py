@@ -14,6 +14,7 @@ from pocketphi.runtime.engine import Model
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("pydantic")
+pytest.importorskip("python_multipart")
 
 from .served import Server
 
