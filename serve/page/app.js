@@ -72,7 +72,6 @@ function startHeader(conversation) {
 
 async function start() {
   startSettings(lookAnew);
-  look();
   const store = await openStore();
   const composer = new Composer({
     send: (text, media) => conversation.send(text, media),
@@ -90,6 +89,7 @@ async function start() {
   await conversation.restore();
   if (store.problem) notice(store.problem);
   byId("message").focus();
+  look(); // what is said to be ready can be used
 }
 
 start();

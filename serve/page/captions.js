@@ -21,6 +21,7 @@ export class Captions {
     this.session = null;
     this.microphone = null;
     this.wanted = false;
+    this.starts = 0; // so far: who is still waiting for the microphone knows whether it is its turn
     this.heardMs = 0; // recorded since the beginning
     this.failures = 0; // to connect, in a row
     byId("toggle-captions").addEventListener("click", () => (this.wanted ? this.stop() : this.start()));
@@ -34,19 +35,22 @@ export class Captions {
 
   async start() {
     this.wanted = true;
+    this.session = null; // the one before may still read its last words
+    const start = ++this.starts;
+    const current = () => this.wanted && start === this.starts;
     this.show();
     try {
       const microphone = await record(
-        (samples) => this.hear(samples),
-        () => this.lost("The microphone was taken away."),
+        (samples) => start === this.starts && this.hear(samples),
+        () => current() && this.lost("The microphone was taken away."),
       );
-      if (!this.wanted) {
+      if (!current()) {
         await microphone.stop();
         return;
       }
       this.microphone = microphone;
     } catch (error) {
-      this.lost(error.message);
+      if (current()) this.lost(error.message);
       return;
     }
     this.connect();
@@ -54,13 +58,14 @@ export class Captions {
 
   // No more sound; what was said is still read to its end.
   async stop() {
+    if (!this.wanted) return;
     this.wanted = false;
-    const { microphone } = this;
+    const { microphone, session } = this;
     this.microphone = null;
-    await microphone?.stop();
-    this.session?.finish();
     this.show();
     byId("toggle-captions").focus();
+    await microphone?.stop();
+    session?.finish();
   }
 
   lost(reason) {
@@ -82,6 +87,7 @@ export class Captions {
 
   async disconnected(session) {
     const now = this.session === session;
+    const start = this.starts;
     if (now) this.session = null;
     for (const line of this.lines) if (line.session === session) this.settle(line);
     this.behind(0);
@@ -93,7 +99,7 @@ export class Captions {
       return;
     }
     const pause = RETRIES_MS[Math.min(this.failures++, RETRIES_MS.length - 1)];
-    setTimeout(() => this.wanted && !this.session && this.connect(), pause);
+    setTimeout(() => this.wanted && start === this.starts && this.connect(), pause);
   }
 
   // A WebSocket does not say why it was refused: ask in another way.
@@ -201,7 +207,7 @@ export class Captions {
   }
 
   clear() {
-    this.session?.finish();
+    for (const session of [this.session, ...this.lines.map((line) => line.session)]) session?.close();
     this.lines = [];
     this.list.replaceChildren();
     this.heardMs = 0;

@@ -90,7 +90,8 @@ export class Composer {
   }
 
   key(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey) return;
+    if (event.isComposing || event.keyCode === 229) return; // an input method's; Safari says it in the second way
     event.preventDefault();
     this.send();
   }
@@ -109,9 +110,11 @@ export class Composer {
       file.value = ""; // the same file may be attached again
     });
     document.addEventListener("paste", (event) => {
-      if (!event.clipboardData.files.length) return;
+      const { files, types } = event.clipboardData;
+      // Office programs add a picture of the text that they copy.
+      if (!files.length || (types.includes("text/plain") && types.includes("text/html"))) return;
       event.preventDefault();
-      take(event.clipboardData.files);
+      take(files);
     });
     const over = (event) => {
       if (!event.dataTransfer.types.includes("Files")) return;

@@ -46,13 +46,18 @@ export class Session {
   // End the utterance that is being spoken, wait for all words, and close.
   finish() {
     this.finishing = true;
-    this.say({ type: "input_audio_buffer.commit" });
-    this.closeAfter(this.ready ? END_MS : 0);
+    if (this.ready) this.commit();
+    this.closeAfter(END_MS);
+  }
+
+  // At once: nothing more is heard.
+  close() {
+    this.socket.close();
   }
 
   closeAfter(ms) {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.socket.close(), ms);
+    this.timer = setTimeout(() => this.close(), ms);
   }
 
   say(event) {
@@ -93,6 +98,11 @@ export class Session {
     this.ready = true;
     for (const samples of this.held) this.append(samples);
     this.held = [];
+    if (this.finishing) this.commit();
+  }
+
+  commit() {
+    this.say({ type: "input_audio_buffer.commit" });
   }
 }
 
