@@ -25,6 +25,7 @@ from ..runtime.sources import BLOCK_S
 from .errors import Refusal
 
 _WIDTH = 2  # bytes of a sample: signed, 16 bits, little-endian, mono
+_MOST_WAITING = 4096  # stretches: they may be as short as a sample
 
 
 class Dropped(Exception):
@@ -55,6 +56,7 @@ class Stretch:
         self.committed = False
         self.started = 0.0  # see `Source.started`: as late as what has come allows
         self._buffer = buffer
+        self._block = int(BLOCK_S * rate) * _WIDTH  # bytes of what is given out at once
         self._held = bytearray()
         self._latest = b""
         self._arrived = self._given = 0  # samples at `rate`, and at 16 kHz
@@ -106,7 +108,7 @@ class Stretch:
     def add(self, raw: bytes, now: float) -> None:
         """For the buffer, with its lock."""
         self._held += raw
-        self._latest = raw
+        self._latest = raw[-self._block :]  # no more: it is not counted as held
         self._arrived += len(raw) // _WIDTH
         self.started = max(self.started, now - self.seconds)
 
@@ -122,12 +124,13 @@ class Stretch:
         """For the buffer, with its lock: the bytes that are held no more."""
         n = len(self._held)
         self._held.clear()
+        self._latest = b""
         self.complete = self.cleared = True
         return n
 
     def _columns(self) -> Iterator[npt.NDArray[Any]]:
         """Integers [n, 1] as they come."""
-        while raw := self._buffer.take(self, int(BLOCK_S * self.rate) * _WIDTH):
+        while raw := self._buffer.take(self, self._block):
             yield _column(raw)
 
     def _counted(self, blocks: Iterator[Float32]) -> Iterator[Float32]:
@@ -166,7 +169,7 @@ class AudioBuffer:
         """Add whole samples; a stretch that begins with them has these rules.
 
         Raises:
-            Refusal: 413, too much is held.
+            Refusal: 413, too much waits.
         """
         seconds = len(raw) / _WIDTH / rate
         with self._changed:
@@ -174,6 +177,11 @@ class AudioBuffer:
                 return
             if self._held_s + seconds > self._most_s:
                 what = f"over {self._most_s:g} s of audio wait to be looked at: send it more slowly"
+                raise Refusal(413, what, code="input_audio_buffer_full")
+            if self._open is None and len(self._waiting) >= _MOST_WAITING:
+                what = (
+                    f"over {_MOST_WAITING:,} commits and clears wait to be looked at: send them more slowly"
+                )
                 raise Refusal(413, what, code="input_audio_buffer_full")
             self.rate = rate
             if self._open is None:

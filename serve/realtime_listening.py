@@ -186,7 +186,8 @@ class Listening:
             try:
                 listener = Listener(self._reader, stretch, LiveOptions(rules=rules), self._clock)
                 for event in listener:
-                    spoken = event.type == "final" and stretch.exhausted
+                    if event.type == "final":  # silence may follow it
+                        spoken = stretch.exhausted
                     yield from self._told_of(event, start_s)
             except (PocketPhiError, Refusal) as exc:
                 if stretch.given_s == given_s:  # it would fail for ever

@@ -119,6 +119,7 @@ class Hearing:
         """
         try:
             found = [one async for one in self._found if one is not None]
+            self._check_left()
             return self._form.whole(found, self._seconds)
         finally:
             self.close()
@@ -126,8 +127,9 @@ class Hearing:
     async def stream(self) -> Response:
         """Events, of which the first is there. Raises as `whole`, before there is any."""
         try:
-            await anext(self._found)  # the sound is good
+            await anext(self._found, None)  # the sound is good
             first = await anext(self._found, None)
+            self._check_left()
         except BaseException:
             self.close()
             raise

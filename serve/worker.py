@@ -97,7 +97,7 @@ class Workers:
             Refusal: 503, the model is loading.
         """
         found = next((model for model in self._models if model is not None), None)
-        if found is None:
+        if found is None or self.state == "loading":  # no job is taken before all have theirs
             raise LOADING.refusal.fresh
         return found
 

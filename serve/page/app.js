@@ -73,6 +73,7 @@ function startHeader(conversation) {
 async function start() {
   startSettings(lookAnew);
   const store = await openStore();
+  const kept = await store.messages(); // before anything can be sent
   const composer = new Composer({
     send: (text, media) => conversation.send(text, media),
     stop: () => conversation.stop(),
@@ -86,7 +87,7 @@ async function start() {
   });
   new Captions({ notice, copy: (text) => composer.insert(text) });
   startHeader(conversation);
-  await conversation.restore();
+  conversation.restore(kept);
   if (store.problem) notice(store.problem);
   byId("message").focus();
   look(); // what is said to be ready can be used

@@ -12,23 +12,26 @@ export function startCamera(taken) {
   const video = dialog.querySelector("video");
   const error = dialog.querySelector(".error");
 
-  const release = () => {
-    for (const track of video.srcObject?.getTracks() ?? []) track.stop();
-    video.srcObject = null;
+  let turns = 0; // so far: who still waits for the camera knows whether it is its turn
+
+  const stop = (stream) => {
+    for (const track of stream?.getTracks() ?? []) track.stop();
   };
 
   byId("open-camera").addEventListener("click", async () => {
     error.textContent = "";
     byId("take").disabled = true;
     dialog.showModal();
+    const turn = ++turns;
+    const current = () => dialog.open && turn === turns;
     try {
       const stream = await openDevice({ video: { facingMode: { ideal: "environment" }, width: { ideal: 1280 } } });
+      if (!current()) return stop(stream);
       video.srcObject = stream;
-      if (!dialog.open) return release();
       await video.play();
       byId("take").disabled = false;
     } catch (problem) {
-      if (dialog.open) error.textContent = problem.message;
+      if (current()) error.textContent = problem.message;
     }
   });
 
@@ -42,5 +45,8 @@ export function startCamera(taken) {
   });
 
   byId("camera-close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", release); // Escape, too
+  dialog.addEventListener("close", () => {
+    stop(video.srcObject); // Escape, too
+    video.srcObject = null;
+  });
 }

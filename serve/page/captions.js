@@ -104,15 +104,17 @@ export class Captions {
 
   // A WebSocket does not say why it was refused: ask in another way.
   async mayConnect() {
+    let why = "the server has no place for them now";
     try {
       await modelName(apiKey());
     } catch (error) {
+      why = "the server cannot be reached";
       if (error.status === 401) {
         this.lost("Captions: the API key is wrong or missing.");
         return false;
       }
     }
-    this.notice("Captions: the server cannot be reached. Trying again…");
+    this.notice(`Captions: ${why}. Trying again…`);
     return this.wanted;
   }
 

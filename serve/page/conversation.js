@@ -27,9 +27,9 @@ export class Conversation {
     return this.stopping !== null;
   }
 
-  // Bring back what is kept. An answer that was streaming when the page went has been stopped by that.
-  async restore() {
-    for (const message of await this.store.messages()) {
+  // Bring back what was kept. An answer that was streaming when the page went has been stopped by that.
+  restore(messages) {
+    for (const message of messages) {
       if (message.state === "streaming") {
         message.state = "stopped";
         delete message.wait;

@@ -7,13 +7,15 @@ const LOCK = "pocketphi-conversation";
 const LOCK_TRIES = 5; // a page that is being reloaded lets go a moment later
 const LOCK_PAUSE_MS = 100;
 
+const NO_DATA = "This browser keeps no data for this page: the conversation ends with the tab.";
+
 // Opens it. Without IndexedDB, or when another tab has it, a store that keeps nothing and says why.
 export async function openStore() {
   if (!(await alone())) return new Store(null, "The conversation is open in another tab: this one is not kept.");
   try {
     return new Store(await opened(), "");
   } catch {
-    return new Store(null, "This browser keeps no data for this page: the conversation ends with the tab.");
+    return new Store(null, NO_DATA);
   }
 }
 
@@ -23,26 +25,39 @@ class Store {
     this.database = database;
   }
 
-  // All messages, in the order of their `n`.
+  // All messages, in the order of their `n`. What cannot be read is left alone.
   async messages() {
     if (!this.database) return [];
-    return finished(this.transaction("readonly").getAll());
+    try {
+      return await finished(this.database.transaction(MESSAGES).objectStore(MESSAGES).getAll());
+    } catch {
+      this.database = null;
+      this.problem = NO_DATA;
+      return [];
+    }
   }
 
   async put(message) {
-    if (this.database) await finished(this.transaction("readwrite").put(message));
+    await this.change((messages) => messages.put(message));
   }
 
   async remove(message) {
-    if (this.database) await finished(this.transaction("readwrite").delete(message.n));
+    await this.change((messages) => messages.delete(message.n));
   }
 
   async clear() {
-    if (this.database) await finished(this.transaction("readwrite").clear());
+    await this.change((messages) => messages.clear());
   }
 
-  transaction(mode) {
-    return this.database.transaction(MESSAGES, mode).objectStore(MESSAGES);
+  // To its end: only there is it found out whether there is room.
+  async change(make) {
+    if (!this.database) return;
+    const transaction = this.database.transaction(MESSAGES, "readwrite");
+    make(transaction.objectStore(MESSAGES));
+    await new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve;
+      transaction.onabort = () => reject(transaction.error);
+    });
   }
 }
 

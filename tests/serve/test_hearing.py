@@ -82,6 +82,22 @@ def test_a_client_that_leaves(narrow: Server, long: bytes) -> None:
     assert narrow.answer(FRANCE) == PARIS
 
 
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_clients_that_leave_at_once(serve: Serve, stream: str) -> None:
+    """Wherever that finds them, it is no failure of the server's."""
+    server = serve().ready()
+    form = body_of([("stream", stream)], CLIP.read_bytes())
+    kind = f"multipart/form-data; boundary={BOUNDARY}".encode()
+    raw = request(form, path=TRANSCRIPTIONS).replace(b"application/json", kind, 1)
+    for _ in range(60):
+        with server.connect() as connection:
+            connection.sendall(raw)
+        server.until(lambda: server.metric("pocketphi_listeners") == 0)
+    server.until(lambda: server.metric("pocketphi_held_bytes") == 0)
+    lines = [line for line in server.log if "audio" in line or "failed" in line]
+    assert lines and not any("failed" in line or " 500," in line for line in lines), lines
+
+
 def test_a_client_that_leaves_a_whole_answer(narrow: Server, long: bytes) -> None:
     before = narrow.metric('pocketphi_answers_total{mode="speech"}')
     raw = request(body_of([], long), path=TRANSCRIPTIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -102,6 +103,27 @@ def test_a_bound() -> None:
     assert buffer.held_s == pytest.approx(0.0, abs=1e-9)  # sums of float64 seconds
     with pytest.raises(Dropped):
         next(stretch.blocks)
+
+
+def test_stretches_that_wait_are_few_and_small() -> None:
+    """Cleared ones hold no audio, but each waits for its turn: a flood of them is refused."""
+    buffer = AudioBuffer(Watch(), 2.0)
+
+    def flood() -> None:
+        for _ in range(10_000):
+            buffer.append(bytes(2 * 16000), 16000, None)
+            buffer.clear()
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal) as found:
+            flood()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.value.code == "input_audio_buffer_full"
+    assert held < 32 << 20  # one second each would be four times as much
+    assert next(buffer.stretches()).cleared
 
 
 def test_figures() -> None:

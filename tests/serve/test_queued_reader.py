@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,15 @@ def services_of(nano: Path, **limits: Any) -> Services:
 
 def started(services: Services) -> Services:
     services.workers.start()
-    ready = threading.Event()
+    return ready(services)
+
+
+def ready(services: Services) -> Services:
+    pause = threading.Event()
     for _ in range(int(LONG_S * 100)):
         if services.workers.state != "loading":
             return services
-        ready.wait(0.01)
+        pause.wait(0.01)
     raise AssertionError(services.workers.failure)
 
 
@@ -177,6 +182,32 @@ def test_refusals(nano: Path) -> None:
     with pytest.raises(Refusal) as caught:  # who comes now comes too late
         reader.read(clip())
     assert (caught.value.status, caught.value.code) == (503, "server_stopping")
+
+
+def test_one_model_of_two_is_there(nano: Path) -> None:
+    """No place, no thread, no session: no worker would take its readings yet."""
+    scheduler: Scheduler[Job] = Scheduler(1)
+    first, second = threading.Event(), threading.Event()
+
+    def opened(number: int) -> ServedModel:
+        assert (first, second)[number].wait(LONG_S)
+        return ServedModel(nano, kv_type="f32", n_threads=1)
+
+    workers = Workers(opened, scheduler, n=2)
+    services = replace(services_of(nano), scheduler=scheduler, workers=workers)
+    workers.start()
+    first.set()
+    for _ in range(int(LONG_S * 100)):
+        if workers._models[0] is not None:
+            break
+        second.wait(0.01)
+    with pytest.raises(Refusal) as caught:
+        QueuedReader(services, Task(), {})
+    assert caught.value.code == "loading_model"
+    second.set()
+    QueuedReader(ready(services), Task(), {})
+    workers.abandon()
+    assert workers.join(LONG_S)
 
 
 def test_short_speech(services: Services) -> None:

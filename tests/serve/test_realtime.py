@@ -142,6 +142,9 @@ def test_a_commit_ends_an_utterance(server: Server, alone: Model) -> None:
         check_order(talk.heard[2:])
         starts = [one["audio_start_ms"] for one in talk.heard if "audio_start_ms" in one]
         assert len(starts) == 2 and starts[1] >= len(first) // 16
+        talk.say("input_audio_buffer.clear")
+        talk.until("input_audio_buffer.cleared")
+        assert not any(one["type"] == "error" for one in talk.heard)  # clips end with a little silence
 
 
 def test_without_turn_detection(server: Server, alone: Model) -> None:
