@@ -86,7 +86,8 @@ COMBINATIONS = (
     Combination("Q4_0", "Q4_0", "int4"),  # the smallest
     Combination("int8", "fp16", "int8", backbone="onnx"),
     Combination("int4", "fp16", "int8", backbone="onnx"),  # the default there
-    Combination("int4", "int8", "int4", backbone="onnx"),  # the smallest there
+    Combination("int4", "int8", "int4", backbone="onnx"),  # what --target phone writes
+    Combination("int4-pure", "int8", "int4", backbone="onnx"),  # the smallest there
 )
 
 
