@@ -26,6 +26,7 @@ from .lines import Task, is_openai, object_of
 
 CHAT_URL = "/v1/chat/completions"
 _MAX_STOPS = 16
+_MAX_BIASES = 300
 _IGNORED = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
 _ONLY: Mapping[str, tuple[object, ...]] = {  # fields of OpenAI's with the values that mean what is done here
     "n": (1, None),
@@ -40,7 +41,9 @@ _ONLY: Mapping[str, tuple[object, ...]] = {  # fields of OpenAI's with the value
     "modalities": (["text"], None),
 }
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "grammar", "json_schema"}
-_CHAT = {"messages", "tools", "stop", "max_tokens", "max_completion_tokens", "response_format"} | _SAMPLING
+_CHANGES = {"frequency_penalty", "presence_penalty", "logit_bias"}
+_FORM = {"tools", "stop", "max_tokens", "max_completion_tokens", "response_format"}
+_CHAT = {"messages"} | _FORM | _SAMPLING | _CHANGES
 _SPOKEN = {"audio", "translate", "both", "prompt", "instruction", "pause"}
 _TRANSCRIBE = _SPOKEN | {"max_tokens", "temperature", "seed"}
 
@@ -177,7 +180,28 @@ def _sampling(fields: Mapping[str, Any], schema: str | None, seed: int) -> Sampl
         seed=chosen,
         grammar=_text(fields, "grammar"),
         json_schema=schema,
+        frequency_penalty=_number(fields, "frequency_penalty", plain.frequency_penalty),
+        presence_penalty=_number(fields, "presence_penalty", plain.presence_penalty),
+        logit_bias=_biases(fields),
     )
+
+
+def _biases(fields: Mapping[str, Any]) -> dict[int, float]:
+    """By token id. Whether the model has such a token is seen when it is asked."""
+    given = fields.get("logit_bias")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise InputError(f"logit_bias is a JSON {type(given).__name__}, expected an object")
+    if len(given) > _MAX_BIASES:
+        raise InputError(f"logit_bias has {len(given)} tokens, expected at most {_MAX_BIASES}")
+    for key, value in given.items():
+        # By its form and length first: int() takes "1_0", other alphabets' digits, and not 5,000 of them.
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise InputError(f"logit_bias has {key[:40]!r}, expected token ids")
+        if type(value) not in (int, float) or abs(value) > 1e9:
+            raise InputError(f"logit_bias has {str(value)[:40]!r} for {key}, expected a number")
+    return {int(key): float(value) for key, value in given.items()}
 
 
 def _schema(fields: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from pocketphi.cli.program import app
+from pocketphi.runtime.engine import Model
 from pocketphi.runtime.errors import PocketPhiError
+from pocketphi.runtime.sampler import Sampling
 
 from .batch_items import CALL, QUESTIONS, mixed, plain, read_lines, user, write_lines
 
@@ -66,6 +68,30 @@ def test_mixed_items(
     code, printed, err = call(env, *job, "--json")
     assert (code, json.loads(printed)["before"], out.read_bytes()) == (0, 8, before)
     assert err == f"{out}: goes on after 8 of 8 items\n"
+
+
+def test_penalties_and_bias_are_heeded(nano: Path, env: dict[str, str], tmp_path: Path) -> None:
+    story, limit = user("Tell me a story."), {"max_tokens": 30}
+    with Model(nano, n_threads=1) as model:
+        word = model.chat(user(QUESTIONS[3])).token_ids[0]
+        biased = model.tokenizer.decode([word] * 3)
+        told = [
+            model.chat(story, sampling=Sampling(frequency_penalty=penalty), max_tokens=30).text
+            for penalty in (0.0, 1.5)
+        ]
+    assert told[0] != told[1]
+    items = [
+        {"id": "plain", "messages": story, **limit},
+        {"id": "fewer", "messages": story, **limit, "frequency_penalty": 1.5},
+        {"id": "biased", "messages": user(QUESTIONS[0]), "max_tokens": 3, "logit_bias": {str(word): 100}},
+        {"id": "none", "messages": story, "logit_bias": {"123456789": 1}},
+    ]
+    path, out = write_lines(tmp_path / "in.jsonl", items), tmp_path / "out.jsonl"
+    code, _, _ = call(env, path, "-o", out, "-m", nano, "--workers", "1", *ONE)
+    found = read_lines(out)
+    assert [found[name]["text"] for name in ("plain", "fewer", "biased")] == [*told, biased]
+    assert (code, found["none"]["error"]["kind"]) == (1, "input")
+    assert "logit bias: token is 123456789" in found["none"]["error"]["message"]
 
 
 @needs_signals

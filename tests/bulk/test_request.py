@@ -86,6 +86,21 @@ def test_a_seed_of_the_items_own() -> None:
     assert seed({**item, "seed": 5}) == 5
 
 
+def test_penalties_and_bias() -> None:
+    """As OpenAI has them; 0 and none are off. What a transcript cannot have may be off too."""
+    given = {"frequency_penalty": 1.5, "presence_penalty": -2, "logit_bias": {"7": -1.5, "40": 100}}
+    found = request({**HI, **given})
+    off = request({**HI, "seed": 1, "frequency_penalty": 0, "presence_penalty": None, "logit_bias": {}})
+    plain = request({**HI, "seed": 1})
+    sampling = found.options["sampling"]
+    assert sampling is not None
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (1.5, -2.0)
+    assert sampling.logit_bias == {7: -1.5, 40: 100.0}
+    assert off.options == plain.options != found.options
+    said = {"audio": str(IMAGE), "frequency_penalty": 0, "logit_bias": None}
+    assert isinstance(request(said), Transcription)
+
+
 HI = {"messages": user("Hi")}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "audio: has 'None' as its file, expected a path"),
@@ -104,13 +119,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": user([{"type": "input_audio", "input_audio": {"data": "€"}}])}, "is not base64"),
     ({"messages": user([{"type": "input_audio", "input_audio": {"data": ""}}])}, "is empty"),
     ({"messages": user([{"type": "image", "path": str(IMAGE)}] * 65)}, "65 pictures and clips"),
-    ({**HI, "temprature": 1}, "has a field 'temprature', expected some of grammar"),
+    ({**HI, "temprature": 1}, "has a field 'temprature', expected some of frequency_penalty, grammar"),
     ({**HI, "audio": "x.wav"}, "has a field 'audio'"),
     ({**HI, "n": 2}, "n is '2', expected 1"),
     ({**HI, "stream": True}, "stream is 'True', expected False"),
     ({**HI, "tool_choice": "required"}, "tool_choice is 'required', expected 'auto'"),
     ({**HI, "temperature": "hot"}, "temperature is 'hot', expected a number"),
     ({**HI, "temperature": -1}, "temperature is -1.0, expected a number from 0 to 100"),
+    ({**HI, "frequency_penalty": 2.5}, "frequency penalty is 2.5, expected from -2 to 2"),
+    ({**HI, "presence_penalty": "1"}, "presence_penalty is '1', expected a number"),
+    ({**HI, "logit_bias": [1]}, "logit_bias is a JSON list, expected an object"),
+    ({**HI, "logit_bias": {"1_0": 1}}, "logit_bias has '1_0', expected token ids"),
+    ({**HI, "logit_bias": {"\u0661": 1}}, "logit_bias has '\u0661', expected token ids"),
+    ({**HI, "logit_bias": {"9" * 5000: 1}}, "logit_bias has '9{40}', expected token ids"),
+    ({**HI, "logit_bias": {"1": True}}, "logit_bias has 'True' for 1, expected a number"),
+    ({**HI, "logit_bias": {"1": 10**400}}, "logit_bias has '10{39}' for 1, expected a number"),
+    ({**HI, "logit_bias": {"1": 101}}, "logit bias of token 1 is 101.0, expected from -100 to 100"),
+    ({**HI, "logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias has 301 tokens"),
+    ({**HI, "logprobs": True}, "logprobs is 'True', expected False or none"),
+    ({**HI, "top_logprobs": 3}, "top_logprobs is '3', expected 0 or none"),
     ({**HI, "max_tokens": 1.5}, "max_tokens is '1.5', expected a whole number"),
     ({**HI, "stop": [1]}, "stop is not text"),
     ({**HI, "stop": ["a"] * 17}, "stop has 17 texts"),
@@ -123,6 +150,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"audio": "http://x/y.wav"}, "which is not fetched"),
     ({"audio": str(IMAGE), "both": 1}, "both is '1', expected true or false"),
     ({"audio": str(IMAGE), "both": True}, "need a language to translate to"),
+    ({"audio": str(IMAGE), "presence_penalty": 1}, "presence_penalty is '1', expected 0 or none"),
     ({"audio": str(IMAGE), "pause": 99}, "pause_s is 99 s"),
     ({"custom_id": "x", "body": []}, "body is a JSON list"),
     ({"custom_id": "x", "url": "/v1/embeddings", "body": {}}, "expected POST to /v1/chat/completions"),

@@ -5,9 +5,10 @@
 
 The server is a process of its own with phi4-nano at F32 and an f32 cache, where rounding decides no token.
 A lone client first asks everything once. Then clients ask for text and about pictures, sound and both, whole
-and streamed; some leave in the middle, some send what is none. The queue is shorter than the clients are
-many, so some are told to come again, and do. The exit code is 1 if an answer or a status is not what it has
-to be.
+and streamed, have recordings written down, and talk in live sessions; some leave in the middle, some send
+what is none. The queue is shorter than the clients are many, and the places of recordings and sessions may
+be, so some are told to come again, and do. The exit code is 1 if an answer or a status is not what it has to
+be, or if memory, threads or requests stay behind.
 
 --peer: a Python with llama-cpp-python's own server. Both then answer the text items alone, one server after
 the other.
@@ -17,8 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
-import json
+import itertools
 import os
 import random
 import re
@@ -28,58 +28,39 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 from pocketphi import convert as converter
 from pocketphi.convert.builtin import builtin_checkpoint
 from pocketphi.runtime import bundle as bundles
 
-from ..scoring import EVAL, rows
-from ..serve.served import ENDLESS, FRANCE, Server, image, sound, text
+from ..serve.served import Server
+from . import load_audio, load_requests
+from .load_requests import PER_SET, Heard, Leave, Malformed, Question, prompts
 
-TIMEOUT_S = 300.0  # of a client: who waits so long has been forgotten
-TOKENS = 48
-PER_SET = {"text": 8, "vision": 4, "speech": 4, "vision_speech": 4}
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-JSON = {"Content-Type": "application/json"}
+T = TypeVar("T")
+
 SHARE_LEAVING, SHARE_MALFORMED = 0.1, 0.1  # of requests
-_MARKUP = re.compile(r"<\|[^|]*\|>")
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question."""
-
-    kind: str
-    path: str
-    fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """A request that is none."""
-
-    name: str
-    body: bytes
-    status: int
-    path: str = CHAT
-    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What came back. Of an answer that is whole, its text, and its tokens if it says them."""
-
-    status: int
-    text: str | None = None
-    tokens: int = 0
-    first_s: float = 0.0
-    retry_after: float = 0.0
+LEAVING: Mapping[str, Leave] = {
+    "leaves an answer": load_requests.leave_an_answer,
+    "leaves a recording": load_audio.leave_a_recording,
+    "leaves a session": load_audio.leave_a_session,
+}
+KINDS = (*PER_SET, "recording", "session")
+GAUGES = (  # what the server has of clients
+    "pocketphi_requests_running",
+    "pocketphi_queue_length",
+    "pocketphi_held_bytes",
+    "pocketphi_listeners",
+)
+POOL_THREADS = 40  # that the server's framework keeps once it has needed them
+WARM_S = 30.0  # in which every thread's heap and every worker's buffers reach their size
+MAY_GROW = 0.05  # of memory, after that: half a minute's bodies, were they kept, are as much (600 of 68 kB)
+SETTLED_S = 20.0  # after which nobody's request is anywhere, the longest utterance included
 
 
 class Tally:
@@ -87,123 +68,40 @@ class Tally:
 
     def __init__(self) -> None:
         self.statuses: Counter[tuple[str, int]] = Counter()
-        self.firsts: list[float] = []  # seconds, of streams
+        self.firsts: defaultdict[str, list[float]] = defaultdict(list)  # seconds, of streams, by kind
         self.tokens = self.n_equal = 0
+        self.sound_s = 0.0  # of recordings and sessions that have been heard to the end
         self.wrong: list[str] = []
         self.resident: list[float] = []  # bytes: after each quarter of the time
         self._lock = threading.Lock()
 
-    def add(self, kind: str, heard: Heard, *, right: bool, tokens: int = 0, what: str = "") -> None:
+    def add(self, kind: str, heard: Heard, *, right: bool, what: str = "") -> None:
         """One request is over."""
         with self._lock:
             self.statuses[kind, heard.status] += 1
-            self.tokens += tokens
             if heard.first_s:
-                self.firsts.append(heard.first_s)
+                self.firsts[kind].append(heard.first_s)
             if not right:
-                self.wrong.append(f"{kind} {heard.status}: {what}"[:300])
-            elif heard.text is not None:
-                self.n_equal += 1
+                self.wrong.append(f"{kind} {heard.status}: {what}"[:400])
+
+    def add_whole(self, item: Question, heard: Heard, alone: Heard) -> None:
+        """A whole answer, and what it has to be."""
+        right = heard.text == alone.text
+        self.add(item.kind, heard, right=right, what=f"{heard.text!r}, alone {alone.text!r}")
+        with self._lock:
+            self.tokens += alone.tokens
+            self.sound_s += item.seconds
+            self.n_equal += right
 
 
-def words_of(row: Mapping[str, str]) -> str:
-    """A prompt without its markup."""
-    return _MARKUP.sub("", row["prompt"])
+def questions() -> list[Question]:
+    """Of every kind some."""
+    return [*load_requests.questions(), *load_audio.questions()]
 
 
-def questions() -> list[Item]:
-    """Of every kind some, from the evaluation set."""
-    found = []
-    for name, n in PER_SET.items():
-        for row in rows(name)[:n]:
-            parts: list[Any] = [image(EVAL / path) for path in row.get("images") or ()]
-            parts += [sound(EVAL / row["audio"], "flac")] if row.get("audio") else []
-            parts.append(text(words_of(row)))
-            fields = {"messages": [{"role": "user", "content": parts}], "max_tokens": TOKENS}
-            found.append(Item(name, CHAT, fields))
-    return found
-
-
-def prompts() -> list[Item]:
-    """The text items alone, in a form that llama-cpp-python's server takes too."""
-    some = rows("text")[: PER_SET["text"]]
-    return [
-        Item("text", COMPLETIONS, {"prompt": row["prompt"], "max_tokens": TOKENS, "temperature": 0})
-        for row in some
-    ]
-
-
-def malformed() -> list[Malformed]:
-    """With the status that docs/server.md announces."""
-
-    def user(*parts: Any, **fields: Any) -> bytes:
-        return json.dumps({"messages": [{"role": "user", "content": parts}], **fields}).encode()
-
-    def picture(url: str) -> bytes:
-        return user({"type": "image_url", "image_url": {"url": url}}, text("What is it?"))
-
-    return [
-        Malformed("no JSON", b"{", 400),
-        Malformed("no UTF-8", b'{"messages": "\xff"}', 400),
-        Malformed("deep JSON", b"[" * 5000, 400),
-        Malformed("two answers", user(text("a"), n=2), 400),
-        Malformed("no base64", picture("data:image/png;base64,????"), 400),
-        Malformed("no picture", picture("data:image/png;base64,AAAA"), 422),
-        Malformed("a form", b"a=b", 415, headers={"Content-Type": "application/x-www-form-urlencoded"}),
-        Malformed("no such path", b"{}", 404, "/v1/nothing"),
-        Malformed("too long", b"{", 413, headers=JSON | {"Content-Length": "999999999"}),
-    ]
-
-
-def ask(url: str, path: str, body: bytes, headers: Mapping[str, str] = JSON, leave_after: int = 0) -> Heard:
-    """One request on a connection of its own; the client leaves after so many events of a stream."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
-    try:
-        started = time.perf_counter()
-        connection.request("POST", path, body, dict(headers))
-        answer = connection.getresponse()
-        if answer.status != 200:
-            retry = float(answer.headers.get("Retry-After", 0))
-            answer.read()
-            return Heard(answer.status, retry_after=retry)
-        if not answer.headers["Content-Type"].startswith("text/event-stream"):
-            return _whole(json.loads(answer.read()))
-        return _streamed(answer, started, leave_after)
-    finally:
-        connection.close()
-
-
-def _whole(value: Any) -> Heard:
-    choice = value["choices"][0]
-    words = choice["message"]["content"] if "message" in choice else choice["text"]
-    return Heard(200, f"{words}|{choice['finish_reason']}", value["usage"]["completion_tokens"])
-
-
-def _streamed(answer: http.client.HTTPResponse, started: float, leave_after: int) -> Heard:
-    words, reason, first_s, n, ended = "", "", 0.0, 0, False
-    for line in answer:
-        if not line.startswith(b"data: "):
-            continue
-        ended = line.startswith(b"data: [DONE]")
-        if ended:
-            continue
-        event = json.loads(line[6:])
-        for choice in event.get("choices", ()):
-            piece = choice["delta"].get("content") if "delta" in choice else choice["text"]
-            first_s = first_s or (time.perf_counter() - started if piece else 0.0)
-            words, reason, n = words + (piece or ""), choice.get("finish_reason") or reason, n + bool(piece)
-        if leave_after and n >= leave_after:
-            return Heard(200, first_s=first_s)
-    return Heard(200, f"{words}|{reason}" if ended else f"no end: {words}", first_s=first_s)
-
-
-def body_of(item: Item, *, stream: bool) -> bytes:
-    return json.dumps({**item.fields, "stream": stream}).encode()
-
-
-def lone(url: str, items: Sequence[Item]) -> list[Heard]:
+def lone(url: str, items: Sequence[Question]) -> list[Heard]:
     """What one client gets who is alone, by the item's place."""
-    found = [ask(url, item.path, body_of(item, stream=False)) for item in items]
+    found = [item.ask(url, stream=False) for item in items]
     assert all(one.text is not None for one in found), found
     return found
 
@@ -212,7 +110,7 @@ class Clients:
     """Threads that ask until they may not, or have asked so often."""
 
     def __init__(
-        self, url: str, items: Sequence[Item], answers: Sequence[Heard], *, n: int, hostile: bool = True,
+        self, url: str, items: Sequence[Question], answers: Sequence[Heard], *, n: int, hostile: bool = True,
         all_streamed: bool = False, most: int = 1 << 30,
     ) -> None:  # fmt: skip
         """
@@ -226,7 +124,7 @@ class Clients:
         """
         self._url, self._items, self._answers = url, items, answers
         self._hostile, self._all_streamed, self._most = hostile, all_streamed, most
-        self._none = malformed()
+        self._none = [*load_requests.malformed(), *load_audio.malformed()]
         self._ends = float("inf")
         self.tally = Tally()
         self._threads = [threading.Thread(target=self._run, args=(seed,), daemon=True) for seed in range(n)]
@@ -249,44 +147,97 @@ class Clients:
 
     def _run(self, seed: int) -> None:
         chance = random.Random(seed)
+        leaving, none = _in_turn([*LEAVING], seed), _in_turn(self._none, seed)
         for _ in range(self._most):
             if time.perf_counter() >= self._ends:
                 return
+            request = self._request(chance, leaving, none)
             try:
-                retry_s = self._once(chance)
+                while retry_s := request():
+                    time.sleep(max(min(retry_s, self._ends - time.perf_counter()), 0.0))
+                    if time.perf_counter() >= self._ends:
+                        return
             except Exception as exc:
                 self.tally.add("broken", Heard(0), right=False, what=repr(exc))
-                continue
-            if retry_s:
-                time.sleep(max(min(retry_s, self._ends - time.perf_counter()), 0.0))
 
-    def _once(self, chance: random.Random) -> float:
-        """One request; seconds after which it may be tried again."""
+    def _request(
+        self, chance: random.Random, leaving: Iterator[str], none: Iterator[Malformed]
+    ) -> Callable[[], float]:
+        """Something to ask, and to ask again after the seconds that the call gives; 0: it is over."""
         dice = chance.random() if self._hostile else 1.0
         if dice < SHARE_MALFORMED:
-            one = chance.choice(self._none)
-            heard = ask(self._url, one.path, one.body, one.headers)
-            allowed = (one.status, 429) if one.status == 422 else (one.status,)  # which has to wait its turn
-            self.tally.add(f"malformed: {one.name}", heard, right=heard.status in allowed, what=one.name)
-        elif dice < SHARE_MALFORMED + SHARE_LEAVING:
-            fields = {"messages": FRANCE, "response_format": ENDLESS, "temperature": 1, "stream": True}
-            body = json.dumps(fields).encode()
-            heard = ask(self._url, CHAT, body, leave_after=chance.randint(1, 4))
-            self.tally.add("leaves", heard, right=heard.status in (200, 429) and heard.text is None)
+            return partial(self._malformed, next(none))
+        if dice < SHARE_MALFORMED + SHARE_LEAVING:
+            return partial(self._leaving, next(leaving), chance.random())
+        stream = self._all_streamed or chance.random() < 0.5
+        return partial(self._item, chance.randrange(len(self._items)), stream)
+
+    def _malformed(self, one: Malformed) -> float:
+        heard = one.send(self._url)
+        kind = f"malformed: {one.name}"
+        if heard.status == 429 in one.statuses:
+            return self._again(kind, heard)
+        self.tally.add(kind, heard, right=heard.status in one.statuses)
+        return 0.0
+
+    def _leaving(self, kind: str, seed: float) -> float:
+        heard = LEAVING[kind](self._url, random.Random(seed))
+        if heard.status == 429:
+            return self._again(kind, heard)
+        self.tally.add(kind, heard, right=heard.status in (0, 200) and heard.text is None)
+        return 0.0
+
+    def _item(self, i: int, stream: bool) -> float:
+        item = self._items[i]
+        heard = item.ask(self._url, stream=stream)
+        if heard.status == 429:
+            return self._again(item.kind, heard)
+        if heard.status == 200:
+            self.tally.add_whole(item, heard, self._answers[i])
         else:
-            i = chance.randrange(len(self._items))
-            item = self._items[i]
-            stream = self._all_streamed or chance.random() < 0.5
-            heard = ask(self._url, item.path, body_of(item, stream=stream))
-            wanted = self._answers[i]
-            if heard.text is None:
-                right = heard.status == 429 and heard.retry_after >= 1
-                self.tally.add(item.kind, heard, right=right)
-            else:
-                what = f"{heard.text!r}, alone {wanted.text!r}"
-                right = heard.text == wanted.text
-                self.tally.add(item.kind, heard, right=right, tokens=wanted.tokens, what=what)
-        return heard.retry_after
+            self.tally.add(item.kind, heard, right=False)
+        return 0.0
+
+    def _again(self, kind: str, heard: Heard) -> float:
+        """There is no room now."""
+        said_when = heard.retry_after >= 1
+        self.tally.add(kind, heard, right=said_when, what="without Retry-After")
+        return max(heard.retry_after, 1.0)
+
+
+def grown(resident: Sequence[float], seconds: float) -> list[str]:
+    """What memory has to answer for, by what it was after each quarter of so many seconds."""
+    warm, last = resident[1], resident[-1]
+    if seconds / 2 < WARM_S or last <= (1 + MAY_GROW) * warm:
+        return []
+    return [f"memory grows: {warm / 2**20:.0f} MiB after half of the time, {last / 2**20:.0f} at the end"]
+
+
+def _in_turn(some: Sequence[T], first: int) -> Iterator[T]:
+    """Round and round; another client begins with another."""
+    return itertools.cycle([*some[first % len(some) :], *some[: first % len(some)]])
+
+
+def n_threads(server: Server) -> int:
+    """Of its process; 0 where the system does not say."""
+    try:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(re.findall(r"^Threads:\s*(\d+)$", status, re.MULTILINE)[0])
+
+
+def left_behind(server: Server, threads_before: int) -> list[str]:
+    """What the server still has of clients who have all gone, though it has had time to notice."""
+    ends = time.monotonic() + SETTLED_S
+    while True:
+        found = [f"{name} is {value:g}" for name in GAUGES if (value := server.metric(name))]
+        threads = n_threads(server)
+        if threads > threads_before + POOL_THREADS:
+            found.append(f"{threads} threads, {threads_before} before")
+        if not found or time.monotonic() > ends:
+            return found
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -318,10 +269,14 @@ def said(name: str, tally: Tally, seconds: float) -> None:
     n = sum(tally.statuses.values())
     print(f"{name}: {n} requests in {seconds:.1f} s, {tally.n_equal} whole answers as alone", end="")
     print(f", {len(tally.wrong)} wrong, {tally.tokens / seconds:.0f} tokens/s, {n / seconds:.1f} requests/s")
-    firsts = sorted(tally.firsts)
-    if firsts:
-        middle, late = firsts[len(firsts) // 2], firsts[int(0.95 * (len(firsts) - 1))]
-        print(f"  first token of {len(firsts)} streams: p50 {1e3 * middle:.0f} ms, p95 {1e3 * late:.0f} ms")
+    if tally.sound_s:
+        print(f"  recordings and sessions: {tally.sound_s / seconds:.1f} s of sound a second")
+    for what, kinds in (("answers", PER_SET), ("recordings", ["recording"]), ("sessions", ["session"])):
+        firsts = sorted(one for kind in kinds for one in tally.firsts[kind])
+        if firsts:
+            middle, late = firsts[len(firsts) // 2], firsts[int(0.95 * (len(firsts) - 1))]
+            print(f"  first words of {len(firsts)} streamed {what}: ", end="")
+            print(f"p50 {1e3 * middle:.0f} ms, p95 {1e3 * late:.0f} ms")
     if tally.resident:
         quarters = ", ".join(f"{one / 2**20:.0f}" for one in tally.resident)
         print(f"  memory after each quarter of the time: {quarters} MiB")
@@ -356,8 +311,12 @@ def main() -> None:
         try:
             items = questions()
             clients = Clients(server.url, items, lone(server.url, items), n=given.clients)
+            threads = n_threads(server)
             took_s = clients.run(given.seconds, lambda: server.metric("pocketphi_resident_memory_bytes"))
+            clients.tally.wrong += left_behind(server, threads)
+            clients.tally.wrong += grown(clients.tally.resident, given.seconds)
             said("mixed", clients.tally, took_s)
+            print(f"  threads: {threads} before, {n_threads(server)} after")
             tallies.append(clients.tally)
             if given.parallel > 1:
                 passes, read = map(server.metric, ("pocketphi_passes_total", "pocketphi_pass_rows_total"))
