@@ -18,6 +18,7 @@ from ..runtime.hd import MAX_CROPS
 from .app import make_app
 from .auth import Keys
 from .facts import facts_of
+from .heaps import bound_heaps
 from .jobs import Job
 from .limits import Budget, Limits, Places
 from .metrics import Metrics
@@ -61,6 +62,7 @@ def run(settings: Settings) -> None:
         PocketPhiError: the model cannot be loaded.
     """
     _check(settings)
+    bound_heaps()
     bundle, limits = bundles.load(settings.model), settings.limits
     check_parallel(settings.parallel, bundle, settings.options)
     n_ctx = context_of(bundle, settings.n_ctx, settings.parallel)
