@@ -2,8 +2,8 @@
 """glibc's malloc, told to give back what it has: a server lives long, and threads come and go in it.
 
 By itself glibc keeps a heap for each thread that ran beside others, and the larger the blocks it has seen
-freed, the larger those that it keeps there. Neither is ever undone, so a server would stay as large as its worst
-minute.
+freed, the larger those that it keeps there. Neither is ever undone, so a server would stay as large as its
+worst minute.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 # Sixteen threads at the same time take 48 blocks of 4 MiB in all, after one of 16 MiB was freed, which makes
-# glibc keep smaller ones in its heaps. Small blocks above them hold the heaps up; then all that is large is free.
+# glibc keep smaller ones in its heaps. Small blocks above them hold the heaps up; then all that is large is
+# freed.
 CODE = """
 import ctypes, os, sys, threading
 from pathlib import Path
