@@ -13,10 +13,10 @@ made, eight layers each:
     VENV/bin/pip install torch==2.13.0 transformers onnx onnx_ir onnxruntime onnxruntime-genai==0.18.0
     VENV/bin/python -m onnxruntime_genai.models.builder -i CHECKPOINT -o GENAI_DIR -p int4 -e cpu
 
-The builder's has 4 bits everywhere, in blocks of 32, as ours has with `--onnx-quant int4-pure`. By default ours
-has 8 in qkv, ffn_down and the head, which the builder comes near to with `--extra_options
-matmul_mixed_precision=last_matmul:int8,mixed_layers:int8 shared_embeddings=false`. A prompt of random tokens is
-read, then as many tokens as asked for are written, one at a time, whatever they are.
+The builder's has 4 bits everywhere, in blocks of 32, as ours has with `--onnx-quant int4-pure`. By default
+ours has 8 in qkv, ffn_down and the head, which the builder comes near to with `--extra_options
+matmul_mixed_precision=last_matmul:int8,mixed_layers:int8 shared_embeddings=false`. A prompt of random
+tokens is read, then as many tokens as asked for are written, one at a time, whatever they are.
 """
 
 from __future__ import annotations
