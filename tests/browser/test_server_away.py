@@ -6,15 +6,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playwright.sync_api import Browser, expect
 
+from ..scoring import EVAL
 from ..serve.served import FRANCE, Server
+from .fake_devices import spoken, write_sound
 from .talk import CHAT, LONG_MS, endless
 
 if TYPE_CHECKING:
-    from .conftest import OpenPage
+    from .conftest import Launch, OpenPage
 
 Serve = Callable[..., Server]
 CAPITAL, PARIS = FRANCE[0]["content"], "The capital of France is Paris."
@@ -83,6 +86,28 @@ def test_a_server_that_goes_in_the_middle_of_an_answer(
     assert talk.answer(state="failed") == kept
     talk.answers.first.get_by_role("button", name="Try again").click()
     assert talk.answer() == PARIS
+
+
+def test_captions_of_a_server_that_comes_back(
+    open_page: OpenPage, start: Launch, serve: Serve, tmp_path: Path
+) -> None:
+    """They say that they were cut, and go on by themselves with what is said from then on."""
+    clip = EVAL / "audio/asr-003.flac"
+    server = serve("--grace", 0).ready()
+    said = "Send a message to Grace."
+    talk = open_page(start(sound=write_sound(tmp_path / "said.wav", spoken([clip] * 20))), server)
+    talk.expected += ["ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "503", "WebSocket"]
+    talk.button("Captions").click()
+    found = talk.page.locator("#captions .caption")
+    expect(found.first).to_have_text(said, timeout=LONG_MS)
+    port = server.port
+    server.stop()
+    cut = "#captions .cut:has-text('The connection was cut')"
+    expect(talk.page.locator(cut)).to_be_visible(timeout=LONG_MS)
+    serve("--port", port).ready()
+    after = talk.page.locator(f"{cut} ~ .caption", has_text=said)
+    expect(after.first).to_be_visible(timeout=LONG_MS)
+    talk.button("Stop captions").click()
 
 
 def test_a_busy_server(open_page: OpenPage, browser: Browser, server: Server) -> None:
