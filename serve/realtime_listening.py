@@ -47,7 +47,7 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Stopped:
+class Silent:
     """The item's utterance is over."""
 
     item_id: str
@@ -84,7 +84,7 @@ class Cleared:
     """A stretch has been dropped, and what was begun in it."""
 
 
-Heard = Started | Words | Stopped | Whole | Lost | Unspoken | Cleared
+Heard = Started | Words | Silent | Whole | Lost | Unspoken | Cleared
 
 
 class SessionReader:
@@ -208,7 +208,7 @@ class Listening:
         settled = event.text if final else event.committed
         new, self._told = settled[len(self._told) :], settled
         if final:
-            yield Stopped(item, start_s + event.t1)
+            yield Silent(item, start_s + event.t1)
         if new or not final:
             tail = event.text[len(settled) :]
             yield Words(item, new, tail, event.delay, event.backlog, is_partial=not final)

@@ -89,7 +89,7 @@ class SessionFields(_Fields):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """As fields of `Settings`. What is null is the default; turn detection is then off."""
+        """As fields of `SessionSettings`. What is null is the default; turn detection is then off."""
         heard = (self.audio or Audio()).input or Input()
         every = {
             "format": ("rate", (heard.format or Format()).rate),
@@ -173,7 +173,7 @@ _KINDS: Mapping[str, type[ClientEvent]] = MappingProxyType(
 )
 
 
-class Settings(_Fields):
+class SessionSettings(_Fields):
     """All settings of a session; what it begins with are the defaults."""
 
     rate: Rate = 24000
@@ -181,7 +181,7 @@ class Settings(_Fields):
     turn_detection: TurnDetection | None = TurnDetection()
     include: tuple[Include, ...] = ()
 
-    def updated(self, update: SessionUpdate | OldSessionUpdate) -> Settings:
+    def updated(self, update: SessionUpdate | OldSessionUpdate) -> SessionSettings:
         """With the settings that an update has."""
         return self.model_copy(update=update.session.changes)
 

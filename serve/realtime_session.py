@@ -25,8 +25,8 @@ from .realtime_listening import (
     Listening,
     Lost,
     SessionReader,
+    Silent,
     Started,
-    Stopped,
     Unspoken,
     Whole,
     Words,
@@ -40,8 +40,8 @@ from .realtime_schema import (
     ClientEvent,
     Commit,
     OldSessionUpdate,
+    SessionSettings,
     SessionUpdate,
-    Settings,
     TurnDetection,
     parse_event,
 )
@@ -70,7 +70,7 @@ class Session:
             Refusal: 503, the model is loading.
             InputError: it cannot listen, or its context is too small.
         """
-        self._services, self._settings, self._id = services, Settings(), new_id("sess")
+        self._services, self._settings, self._id = services, SessionSettings(), new_id("sess")
         clock = RealClock()
         self._audio = AudioBuffer(clock, services.limits.unheard_s)
         self._reader = SessionReader(lambda task: QueuedReader(services, task, {}), Task())
@@ -113,7 +113,7 @@ class Session:
             yield _event("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=heard.item_id)
         elif isinstance(heard, Words):
             yield from self._words(heard)
-        elif isinstance(heard, Stopped):
+        elif isinstance(heard, Silent):
             yield from self._stopped(heard.item_id, heard.stop_s)
         elif isinstance(heard, Whole):
             usage = {"type": "duration", "seconds": round(heard.seconds, 3)}
