@@ -20,17 +20,6 @@ static void gate_unit(void *data, size_t unit) {
                           pk_least(UNIT, j->columns - first));
 }
 
-// The kernel is the host's table: nothing else is kept.
-static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
-    (void)op;
-    (void)info;
-    const OrtApi **own = malloc(sizeof *own);
-    if (!own) return pk_fail(api, "Failed to allocate a SwiGLU");
-    *own = api;
-    *kernel = own;
-    return NULL;
-}
-
 static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
     const OrtApi *api = *(const OrtApi **)kernel;
     pk_tensor x;
@@ -82,7 +71,7 @@ const OrtCustomOp pk_op_gate = {
     .GetInputType = input_type,
     .GetInputTypeCount = n_inputs,
     .GetInputCharacteristic = input_kind,
-    .CreateKernelV2 = create,
+    .CreateKernelV2 = pk_op_keep_api,
     .KernelComputeV2 = compute,
     .KernelDestroy = free,
 };

@@ -85,6 +85,15 @@ int pk_op_until(const OrtCustomOp *op) {
     return INT32_MAX;
 }
 
+OrtStatus *pk_op_keep_api(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
+    (void)info;
+    const OrtApi **own = malloc(sizeof *own);
+    if (!own) return pk_fail(api, "Failed to allocate a %s", op->GetName(op));
+    *own = api;
+    *kernel = own;
+    return NULL;
+}
+
 // ---- memory for one call ----
 
 struct pk_scratch {

@@ -62,6 +62,8 @@ int pk_op_output_kind(const OrtCustomOp *op, size_t i);
 int pk_op_memory(const OrtCustomOp *op, size_t i);
 int pk_op_since(const OrtCustomOp *op);
 int pk_op_until(const OrtCustomOp *op);
+// Makes a kernel that is the host's table alone, a `const OrtApi *`, to be freed with free().
+OrtStatus *pk_op_keep_api(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel);
 #define PK_OP_OF_ONE_FLOAT_OUTPUT                                                                                      \
     .version = PK_ORT_API, .GetExecutionProviderType = pk_op_provider, .GetOutputType = pk_op_output_type,              \
     .GetOutputTypeCount = pk_op_n_outputs, .GetOutputCharacteristic = pk_op_output_kind,                                \

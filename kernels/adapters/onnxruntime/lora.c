@@ -232,17 +232,6 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
 
 // ---- what it is ----
 
-// The kernel is the host's table: nothing else is kept.
-static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
-    (void)op;
-    (void)info;
-    const OrtApi **own = malloc(sizeof *own);
-    if (!own) return pk_fail(api, "Failed to allocate a Lora");
-    *own = api;
-    *kernel = own;
-    return NULL;
-}
-
 static void destroy(void *kernel) {
     free(kernel);
     pk_scratch_free();
@@ -287,7 +276,7 @@ const OrtCustomOp pk_op_lora = {
     .GetInputType = input_type,
     .GetInputTypeCount = n_inputs,
     .GetInputCharacteristic = input_kind,
-    .CreateKernelV2 = create,
+    .CreateKernelV2 = pk_op_keep_api,
     .KernelComputeV2 = compute,
     .KernelDestroy = destroy,
     .GetMayInplace = in_place,
