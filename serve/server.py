@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..runtime.errors import InputError
 from .errors import Refusal
 from .limits import Limits
+from .unread import DropsUnread
 from .websocket import WebSocket, bounded_websocket, is_handshake
 from .worker import Workers
 
@@ -33,7 +34,7 @@ _AFTER_GRACE_S = 2  # for answers to say that they were ended
 _NO_HANDSHAKE = "the WebSocket's handshake is not one of RFC 6455, or its headers are too long"
 
 
-class Connection(H11Protocol):
+class Connection(DropsUnread, H11Protocol):
     """One connection: it is closed when a request, or reading its answer, takes too long."""
 
     limits = Limits()  # `bounded` makes a class with a server's own
@@ -41,7 +42,6 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._waiting: asyncio.TimerHandle | None = None  # for a request
-        self._unread: asyncio.TimerHandle | None = None  # an answer that is not taken
         self._upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,7 +55,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        self._forget_timers()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -68,25 +68,14 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._look()
 
-    def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
-        super().pause_writing()
-        self._unread = self.loop.call_later(self.limits.send_s, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
-        super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
-
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """The connection is a WebSocket's from here on: it has timers of its own."""
         if not is_handshake(event.method, self.headers):
             self._say(Refusal(400, _NO_HANDSHAKE, code="invalid_http"))
             return
         self._upgraded = True
-        self._forget_timers()
+        self._stop_waiting()
+        self._take_back()
         super().handle_websocket_upgrade(event)
         protocol = self.transport.get_protocol()
         if isinstance(protocol, WebSocket) and not protocol.handshake_initiated:  # the library has bounds too
@@ -99,17 +88,15 @@ class Connection(H11Protocol):
     def _look(self) -> None:
         """A timer runs while no request is complete up to its body: who sends slowly gains nothing by it."""
         busy = self._upgraded or (self.cycle is not None and not self.cycle.response_complete)
-        if busy and self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-        elif not busy and self._waiting is None and not self.transport.is_closing():
+        if busy:
+            self._stop_waiting()
+        elif self._waiting is None and not self.transport.is_closing():
             self._waiting = self.loop.call_later(self.limits.header_s, self._late)
 
-    def _forget_timers(self) -> None:
-        for timer in (self._waiting, self._unread):
-            if timer is not None:
-                timer.cancel()
-        self._waiting = self._unread = None
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def _late(self) -> None:
         if self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:

@@ -14,6 +14,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 from .limits import Limits
+from .unread import DropsUnread
 
 GOING_AWAY = (
     1012  # "service restart": what the application is told when the server stops, and the client then
@@ -22,14 +23,13 @@ _KEY_BYTES = 16
 _FAREWELL_S = 1.0  # that a client has to answer a close when the server stops
 
 
-class WebSocket(WebSocketsSansIOProtocol):
+class WebSocket(DropsUnread, WebSocketsSansIOProtocol):
     """One connection after its upgrade. It is dropped when reading what was sent takes too long."""
 
     limits = Limits()  # `bounded` makes a class with a server's own
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._unread: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._was_closing = False
 
@@ -40,22 +40,9 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        for timer in (self._unread, self._watch):
-            if timer is not None:
-                timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
-        super().pause_writing()
-        self._unread = self.loop.call_later(self.limits.send_s, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
-        super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def shutdown(self) -> None:
         """The server stops: the application is told, and may say what it has to before it closes."""
