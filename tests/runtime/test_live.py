@@ -26,22 +26,10 @@ from pocketphi.runtime.speech_task import Task
 from pocketphi.runtime.transcribe import transcribe
 
 from .. import scoring
+from ..clocks import MadeTime
 from ..conftest import Converted
 
 RATE = 16000
-
-
-class MadeTime:
-    """A clock on which nothing takes time but what says so."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
-
-    def wait_until(self, moment: float) -> None:
-        self.time = max(self.time, moment)
 
 
 class SlowReader(Reader):

@@ -23,22 +23,11 @@ from pocketphi.runtime.errors import InputError, InUseError, OutputError
 from pocketphi.runtime.pipe import Piped
 from pocketphi.runtime.sources import Paced, Source, check_recording, recorded
 
+from ..clocks import MadeTime
+
 SPEECH = Path(__file__).resolve().parent.parent / "audio" / "jfk.flac"  # 44.1 kHz stereo, 11 s
 
 Float32 = npt.NDArray[np.float32]
-
-
-class HandClock:
-    """Time that passes when the test says so, and in waits."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def wait_until(self, moment: float) -> None:
-        self.time = max(self.time, moment)
 
 
 def samples(seconds: float, rate: int = 16000) -> Float32:
@@ -54,7 +43,7 @@ def sound(values: Float32, rate: int = 16000, cut: int = 7001, known: bool = Tru
 @pytest.mark.parametrize("rate", [16000, 8000])
 @pytest.mark.parametrize("cut", [1, 100, 1600, 7001, 1 << 20])
 def test_each_block_when_its_last_sample_is_due(rate: int, cut: int) -> None:
-    clock, want, got = HandClock(), samples(1.25, rate), []
+    clock, want, got = MadeTime(), samples(1.25, rate), []
     with Paced(sound(want, rate, cut), clock) as source:
         assert source.started == clock.now()
         clock.time += 5  # nothing is due before someone listens
@@ -71,7 +60,7 @@ def test_each_block_when_its_last_sample_is_due(rate: int, cut: int) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_who_is_slow_has_a_backlog(known: bool) -> None:
-    clock = HandClock()
+    clock = MadeTime()
     source = Paced(sound(samples(3.0), known=known), clock)
     next(source.blocks)
     clock.time += 2
@@ -90,7 +79,7 @@ def test_who_is_slow_has_a_backlog(known: bool) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_without_pace_all_is_due_until_the_last(known: bool) -> None:
-    clock = HandClock()
+    clock = MadeTime()
     source = Paced(sound(samples(1.0), known=known), clock, pace=False)
     left = []
     for _ in source.blocks:
@@ -102,7 +91,7 @@ def test_without_pace_all_is_due_until_the_last(known: bool) -> None:
 
 
 def test_stopping_gives_out_what_was_due() -> None:
-    clock, want, got = HandClock(), samples(3.0), []
+    clock, want, got = MadeTime(), samples(3.0), []
     source = Paced(sound(want), clock)
     for _ in range(2):
         got.append(next(source.blocks))
@@ -127,7 +116,7 @@ def test_a_file_that_breaks_is_given_out_first() -> None:
         yield want
         raise InputError("clip: is cut short")
 
-    source, got = Paced(Sound("clip", 16000, blocks(), 60.0), HandClock()), []
+    source, got = Paced(Sound("clip", 16000, blocks(), 60.0), MadeTime()), []
     with pytest.raises(InputError, match="clip: is cut short"):
         for block in source.blocks:
             got.append(block)
@@ -154,7 +143,7 @@ def test_a_file_in_real_time() -> None:
 def test_what_is_heard_is_kept(tmp_path: Path) -> None:
     want = samples(1.25)
     path, part = tmp_path / "said.wav", tmp_path / "said.wav.part"
-    clock = HandClock()
+    clock = MadeTime()
     with recorded(Paced(sound(want), clock), path) as source:
         blocks = source.blocks
         first = next(blocks)
@@ -172,7 +161,7 @@ def test_what_is_heard_is_kept(tmp_path: Path) -> None:
 
 def test_only_what_was_given_out_is_kept(tmp_path: Path) -> None:
     want = samples(1.0, 8000)
-    with recorded(Paced(sound(want, 8000), HandClock()), tmp_path / "a.wav") as source:
+    with recorded(Paced(sound(want, 8000), MadeTime()), tmp_path / "a.wav") as source:
         next(source.blocks)
         source.stop()
         assert list(source.blocks) == []
@@ -183,7 +172,7 @@ def test_only_what_was_given_out_is_kept(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "a.wav", Path("/dev/null/a.wav"), tmp_path / "a\0.wav"):
         with pytest.raises(OutputError, match="cannot be written: "):
-            recorded(Paced(sound(samples(1.0)), HandClock()), path)
+            recorded(Paced(sound(samples(1.0)), MadeTime()), path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,7 +223,7 @@ def test_what_is_no_regular_file_is_not_recorded_over(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "socket"))
         before = {p.name: p.lstat().st_ino for p in tmp_path.iterdir()}
         for name in ("pipe", "link", "socket"):
-            for refuse in (check_recording, lambda p: recorded(Paced(sound(samples(1.0)), HandClock()), p)):
+            for refuse in (check_recording, lambda p: recorded(Paced(sound(samples(1.0)), MadeTime()), p)):
                 with pytest.raises(OutputError, match="is not a regular file"):
                     refuse(tmp_path / name)
     assert {p.name: p.lstat().st_ino for p in tmp_path.iterdir()} == before
@@ -261,7 +250,7 @@ def test_a_pipe_or_a_link_in_the_place_of_the_part_is_replaced(kind: str, tmp_pa
         os.mkfifo(part)
     else:
         part.symlink_to(precious)
-    with recorded(Paced(sound(samples(0.5)), HandClock(), pace=False), tmp_path / "a.wav") as source:
+    with recorded(Paced(sound(samples(0.5)), MadeTime(), pace=False), tmp_path / "a.wav") as source:
         assert sum(map(len, source.blocks)) == 8000
     assert len(audio.load(tmp_path / "a.wav").samples) == 8000
     assert precious.read_bytes() == b"kept"
@@ -270,9 +259,9 @@ def test_a_pipe_or_a_link_in_the_place_of_the_part_is_replaced(kind: str, tmp_pa
 def test_two_do_not_record_to_one_file(tmp_path: Path) -> None:
     """A lock belongs to whom opened it, so that two of one process are as two processes are."""
     path = tmp_path / "a.wav"
-    with recorded(Paced(sound(samples(0.5)), HandClock(), pace=False), path) as source:
+    with recorded(Paced(sound(samples(0.5)), MadeTime(), pace=False), path) as source:
         with pytest.raises(InUseError if os.name != "nt" else OutputError):
-            recorded(Paced(sound(samples(0.5)), HandClock()), path)
+            recorded(Paced(sound(samples(0.5)), MadeTime()), path)
         assert sum(map(len, source.blocks)) == 8000
     assert len(audio.load(path).samples) == 8000
 

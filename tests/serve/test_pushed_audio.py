@@ -15,20 +15,9 @@ from pocketphi.runtime.segments import SegmentRules
 from pocketphi.serve.errors import Refusal
 from pocketphi.serve.pushed_audio import AudioBuffer, Dropped
 
+from ..clocks import MadeTime
+
 RULES = SegmentRules()
-
-
-class Watch:
-    """A clock that is set."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
-
-    def wait_until(self, moment: float) -> None:
-        self.time = max(self.time, moment)
 
 
 def noise(n: int) -> np.ndarray:
@@ -40,7 +29,7 @@ def noise(n: int) -> np.ndarray:
 def test_samples_are_those_of_a_file(rate: int, piece: int) -> None:
     """However they are cut, and whoever waits for whom."""
     sound = noise(rate // 4 if piece == 1 else 3 * rate)
-    buffer = AudioBuffer(Watch(), 60.0)
+    buffer = AudioBuffer(MadeTime(), 60.0)
 
     def append() -> None:
         for i in range(0, len(sound), piece):
@@ -58,7 +47,7 @@ def test_samples_are_those_of_a_file(rate: int, piece: int) -> None:
 
 def test_stretches() -> None:
     """Each ends where it was committed or cleared; one without rules comes when it is complete."""
-    buffer = AudioBuffer(Watch(), 60.0)
+    buffer = AudioBuffer(MadeTime(), 60.0)
     second = bytes(2 * 16000)
     buffer.append(second, 16000, None)
     buffer.commit("one", "a")
@@ -88,7 +77,7 @@ def test_stretches() -> None:
 
 def test_a_bound() -> None:
     """On what nobody has looked at: what is taken or cleared makes room."""
-    buffer = AudioBuffer(Watch(), 2.0)
+    buffer = AudioBuffer(MadeTime(), 2.0)
     second = bytes(2 * 16000)
     for _ in range(2):
         buffer.append(second, 16000, RULES)
@@ -107,7 +96,7 @@ def test_a_bound() -> None:
 
 def test_stretches_that_wait_are_few_and_small() -> None:
     """Cleared ones hold no audio, but each waits for its turn: a flood of them is refused."""
-    buffer = AudioBuffer(Watch(), 2.0)
+    buffer = AudioBuffer(MadeTime(), 2.0)
 
     def flood() -> None:
         for _ in range(10_000):
@@ -128,7 +117,7 @@ def test_stretches_that_wait_are_few_and_small() -> None:
 
 def test_figures() -> None:
     """Backlog, level, and when sample 0 was spoken: a client that pauses is not behind."""
-    clock = Watch()
+    clock = MadeTime(100.0)
     buffer = AudioBuffer(clock, 60.0)
     buffer.append(bytes(2 * 16000), 16000, RULES)
     stretch = buffer.open
@@ -145,7 +134,7 @@ def test_figures() -> None:
 def test_who_waits_is_let_go() -> None:
     """By `close`, from another thread, in a stretch and between two."""
     for begun in (False, True):
-        buffer = AudioBuffer(Watch(), 60.0)
+        buffer = AudioBuffer(MadeTime(), 60.0)
         if begun:
             buffer.append(bytes(320), 16000, RULES)
         ended: list[str] = []
