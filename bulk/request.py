@@ -18,7 +18,7 @@ from ..runtime.engine import ChatOptions, CompleteOptions
 from ..runtime.errors import InputError
 from ..runtime.files import check_unicode
 from ..runtime.parts import Message
-from ..runtime.sampler import Sampling
+from ..runtime.sampler import Sampling, token_id
 from ..runtime.segments import SegmentRules
 from ..runtime.speech_task import Task as SpeechTask
 from .content import base64_audio, messages_of, path_of
@@ -195,13 +195,14 @@ def _biases(fields: Mapping[str, Any]) -> dict[int, float]:
         raise InputError(f"logit_bias is a JSON {type(given).__name__}, expected an object")
     if len(given) > _MAX_BIASES:
         raise InputError(f"logit_bias has {len(given)} tokens, expected at most {_MAX_BIASES}")
+    found: dict[int, float] = {}
     for key, value in given.items():
-        # By its form and length first: int() takes "1_0", other alphabets' digits, and not 5,000 of them.
-        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+        if (token := token_id(key)) is None:
             raise InputError(f"logit_bias has {key[:40]!r}, expected token ids")
         if type(value) not in (int, float) or abs(value) > 1e9:
             raise InputError(f"logit_bias has {str(value)[:40]!r} for {key}, expected a number")
-    return {int(key): float(value) for key, value in given.items()}
+        found[token] = float(value)
+    return found
 
 
 def _schema(fields: Mapping[str, Any]) -> str | None:

@@ -68,6 +68,14 @@ class Sampling:
         return self.grammar is not None or self.json_schema is not None
 
 
+def token_id(key: str) -> int | None:
+    """A token id as the keys of a JSON object have it; None where a key is none.
+
+    By its form and length first: int() takes "1_0", other alphabets' digits, and not 5,000 of them.
+    """
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 10 else None
+
+
 class LogitChanges:
     """What a request adds to and takes from one answer's logits before a token is chosen from them.
 

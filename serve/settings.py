@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..runtime.errors import InputError
-from ..runtime.sampler import Sampling
+from ..runtime.sampler import Sampling, token_id
 from .errors import Refusal
 from .facts import Facts
 from .limits import Limits
@@ -49,12 +49,13 @@ def _bias_of(given: Mapping[str, float], limits: Limits, facts: Facts) -> dict[i
     if len(given) > limits.biases:
         what = f"{name}: has {len(given)} tokens, expected at most {limits.biases}"
         raise Refusal(400, what, code="invalid_value", param=name)
-    for key in given:
-        # By its form and length first: int() takes "1_0", other alphabets' digits, and not 5,000 of them.
-        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < size):
+    found: dict[int, float] = {}
+    for key, value in given.items():
+        if (token := token_id(key)) is None or token >= size:
             what = f'{name}: {key[:40]!r} is no token id, expected "0" to "{size - 1}"'
             raise Refusal(400, what, code="invalid_value", param=name)
-    return {int(key): value for key, value in given.items()}
+        found[token] = value
+    return found
 
 
 def top_of(name: str, value: int | None, most: int) -> int:
