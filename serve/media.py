@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..runtime import audio
 from ..runtime.errors import InputError
 from ..runtime.hd import layout
 from ..runtime.image_header import FORMATS, HeaderError, read_header
-from ..runtime.parts import Media, Message
+from ..runtime.parts import Float32, Media, Message
 from .errors import MediaError, Refusal
 from .limits import Limits
 from .schema import AudioPart, ImagePart
@@ -100,24 +101,10 @@ def heard(messages: Sequence[Message], most_s: float) -> tuple[list[Message], fl
 
 
 def _decoded(data: bytes, name: str, most_s: float) -> audio.Clip:
-    """Refuses a bomb when its header says so, or where it is found out."""
-    try:
-        with audio.stream(data, name=name) as sound:
-            if (sound.seconds or 0.0) > most_s:
-                raise _too_much_sound(name)
-            blocks: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
-            n = 0
-            for block in sound.blocks:
-                n += len(block)
-                if n > most_s * sound.sample_rate:
-                    raise _too_much_sound(name)
-                blocks.append(block)
+    with _bounded(data, name, most_s) as sound:
+        blocks = list(sound.blocks)
         samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
         return audio.from_samples(samples, sound.sample_rate, where=name)
-    except MediaError:
-        raise
-    except InputError as exc:
-        raise MediaError(str(exc)) from None
 
 
 def seconds_of(data: bytes, name: str, most_s: float, check: Callable[[], None]) -> float:
@@ -132,21 +119,35 @@ def seconds_of(data: bytes, name: str, most_s: float, check: Callable[[], None])
     Raises:
         MediaError: it cannot be read to its end, or lasts longer.
     """
+    with _bounded(data, name, most_s) as sound:
+        n = 0
+        for block in sound.blocks:
+            check()
+            n += len(block)
+        return n / sound.sample_rate
+
+
+@contextmanager
+def _bounded(data: bytes, name: str, most_s: float) -> Iterator[audio.Sound]:
+    """A sound file; a bomb is refused when its header says so, or where it is found out."""
     try:
         with audio.stream(data, name=name) as sound:
             if (sound.seconds or 0.0) > most_s:
                 raise _too_much_sound(name)
-            n = 0
-            for block in sound.blocks:
-                check()
-                n += len(block)
-                if n > most_s * sound.sample_rate:
-                    raise _too_much_sound(name)
-            return n / sound.sample_rate
+            yield replace(sound, blocks=_at_most(sound, name, most_s))
     except MediaError:
         raise
     except InputError as exc:
         raise MediaError(str(exc)) from None
+
+
+def _at_most(sound: audio.Sound, name: str, most_s: float) -> Iterator[Float32]:
+    n = 0
+    for block in sound.blocks:
+        n += len(block)
+        if n > most_s * sound.sample_rate:
+            raise _too_much_sound(name)
+        yield block
 
 
 def _too_much_sound(name: str) -> MediaError:
