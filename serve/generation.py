@@ -133,7 +133,7 @@ class _Logprobs:
 
     def __init__(self, answer: Answer, model: ServedModel, wanted: bool) -> None:
         self._answer, self._tokenizer = answer, model.tokenizer
-        self._names = {i: name for name, i in model.tokenizer.control_tokens.items()}
+        self._names = {i: name for name, i in model.tokenizer.control_tokens.items()} if wanted else {}
         self._ends = frozenset(model.bundle.stop_ids)
         self._given = 0
         self._next = time.monotonic() if wanted else float("inf")
