@@ -19,7 +19,6 @@ enum {
     GROUPS = 8,            // of four columns in a block of 32
     ROWS_BYTES = 64,       // 16 rows of one group
     AHEAD_BYTES = 8192,    // measured: 1 to 4 KiB reach two thirds of it
-    SCALES_NEARER = 7168,  // the scales' own plane is an eighth as long
 };
 
 // Where the tokens [t0, t0 + n) of a tile of `tile` tokens keep their share of one block of 32 columns.
@@ -91,17 +90,16 @@ INLINE void q4_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t til
     const size_t blocks = columns / PK_X_BLOCK, shared = PK_SHARED_BLOCKS(PK_W_Q4_0, columns);
     __m512 part[8];
     zero(part, n);
-    const uint8_t *scales = panel + blocks * 256;
-    for (size_t b = 0; b < blocks; b++, panel += 256, scales += 32) {
+    for (size_t b = 0; b < blocks; b++) {
+        const pk_block at = pk_place(b, blocks, PK_Q4_0_BYTES);
         __m512i w[GROUPS];
-        look_ahead(panel, 256, n);
-        if (b % 2 == 0) look_ahead(scales - SCALES_NEARER, 64, n);
+        look_ahead(panel + b * (PK_Q4_0_BYTES + PK_SCALE_BYTES), PK_Q4_0_BYTES + PK_SCALE_BYTES, n);
         for (size_t g = 0; g < GROUPS / 2; g++) {
-            const __m512i both = _mm512_loadu_si512(panel + ROWS_BYTES * g);
+            const __m512i both = _mm512_loadu_si512(panel + at.q + ROWS_BYTES * g);
             w[g] = _mm512_and_si512(both, _mm512_set1_epi8(15));
             w[g + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
         }
-        const __m512 d = halves(scales);
+        const __m512 d = halves(panel + at.d);
         const block_x xb = x_at(x, b, tile, t0);
 #pragma GCC unroll 8
         for (size_t t = 0; t < n; t++) {
@@ -119,15 +117,15 @@ INLINE void q4_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t til
 INLINE void q8_0(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
                  size_t columns) {
     const size_t blocks = columns / PK_X_BLOCK;
-    const uint8_t *scales = panel + blocks * 512;
-    for (size_t b = 0; b < blocks; b++, panel += 512, scales += 32) {
+    for (size_t b = 0; b < blocks; b++) {
+        const pk_block at = pk_place(b, blocks, PK_Q8_0_BYTES);
         __m512i w[GROUPS];
-        look_ahead(panel, 512, n);
-        if (b % 2 == 0) look_ahead(scales - SCALES_NEARER, 64, n);
+        look_ahead(panel + b * (PK_Q8_0_BYTES + PK_SCALE_BYTES), PK_Q8_0_BYTES + PK_SCALE_BYTES, n);
         for (size_t g = 0; g < GROUPS; g++) {  // + 128: unsigned
-            w[g] = _mm512_xor_si512(_mm512_loadu_si512(panel + ROWS_BYTES * g), _mm512_set1_epi8(-128));
+            const __m512i q = _mm512_loadu_si512(panel + at.q + ROWS_BYTES * g);
+            w[g] = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
         }
-        const __m512 d = halves(scales);
+        const __m512 d = halves(panel + at.d);
         const block_x xb = x_at(x, b, tile, t0);
 #pragma GCC unroll 8
         for (size_t t = 0; t < n; t++) {
@@ -211,19 +209,20 @@ INLINE void with_halves(__m512 *sum, const __m512i *w, __m512 d0, __m512 d1, blo
 INLINE void q6_k(__m512 *sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t t0, size_t n,
                  size_t columns) {
     const size_t blocks = columns / 256;
-    const uint8_t *scales = panel + blocks * 3328;
-    for (size_t b = 0; b < blocks; b++, panel += 3328, scales += 32) {
-        const __m512 d = halves(scales);
+    for (size_t b = 0; b < blocks; b++) {
+        const pk_block at = pk_place(b, blocks, PK_Q6_K_BYTES);
+        const uint8_t *block = panel + at.q;
+        const __m512 d = halves(panel + at.d);
         __m512 part[8];
         zero(part, n);
 #pragma GCC unroll 1
         for (unsigned i = 0; i < 8; i++) {
-            const uint8_t *ql = panel + 256 + (i / 4 * 2 + i % 2) * 512, *s = panel + 32 * i;
+            const uint8_t *ql = block + 256 + (i / 4 * 2 + i % 2) * 512, *s = block + 32 * i;
             __m512i w[GROUPS];
-            look_ahead(panel + 416 * i, 416, n);
+            look_ahead(panel + (8 * b + i) * 420, 420, n);
             if (i & 2) high_nibbles(w, ql);
             else low_nibbles(w, ql);
-            or_bits(w, panel + 2304 + i / 4 * 512, 4 - i % 4 * 2, 48);
+            or_bits(w, block + 2304 + i / 4 * 512, 4 - i % 4 * 2, 48);
             const __m512 d0 = _mm512_mul_ps(d, bytes_s8(s)), d1 = _mm512_mul_ps(d, bytes_s8(s + 16));
             with_halves(part, w, d0, d1, x_at(x, 8 * b + i, tile, t0), tile, n);
         }

@@ -16,7 +16,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { ROWS = PK_PANEL_ROWS, GROUPS = PK_X_BLOCK / 4, GROUP_BYTES = 4 * ROWS };  // a group is four columns
-enum { Q4_K_BYTES = 2368, Q5_K_BYTES = 2880, Q6_K_BYTES = 3328 };                // of 256 columns of a panel
+enum { Q4_K_BYTES = 2368, Q5_K_BYTES = 2880 };  // of 256 columns of a panel
 
 // What all tokens of a tile know about 32 columns.
 typedef struct {
@@ -77,11 +77,12 @@ static void q4_0(float *restrict sum, const uint8_t *panel, const uint8_t *x, si
     const size_t blocks = columns / PK_X_BLOCK;
     for (size_t b = 0; b < blocks; b++) {
         const block_x at = x_at(x, b, tile);
-        prefetch(panel + 256 * b, next, 256);
-        prefetch(panel + 256 * blocks + 32 * b, next, 32);
+        const pk_block place = pk_place(b, blocks, PK_Q4_0_BYTES);
+        prefetch(panel + place.q, next, PK_Q4_0_BYTES);
+        prefetch(panel + place.d, next, PK_SCALE_BYTES);
         for (size_t r = 0; r < ROWS; r += 8) {
-            const uint8_t *q = panel + 256 * b + 4 * r;
-            const __m256 d = halves(panel + 256 * blocks + 32 * b + 2 * r);
+            const uint8_t *q = panel + place.q + 4 * r;
+            const __m256 d = halves(panel + place.d + 2 * r);
             __m256i w[GROUPS];
             for (size_t g = 0; g < GROUPS / 2; g++) {
                 w[g] = low(load(q + GROUP_BYTES * g));
@@ -101,11 +102,12 @@ static void q8_0(float *restrict sum, const uint8_t *panel, const uint8_t *x, si
     const size_t blocks = columns / PK_X_BLOCK;
     for (size_t b = 0; b < blocks; b++) {
         const block_x at = x_at(x, b, tile);
-        prefetch(panel + 512 * b, next, 512);
-        prefetch(panel + 512 * blocks + 32 * b, next, 32);
+        const pk_block place = pk_place(b, blocks, PK_Q8_0_BYTES);
+        prefetch(panel + place.q, next, PK_Q8_0_BYTES);
+        prefetch(panel + place.d, next, PK_SCALE_BYTES);
         for (size_t r = 0; r < ROWS; r += 8) {
-            const uint8_t *q = panel + 512 * b + 4 * r;
-            const __m256 d = halves(panel + 512 * blocks + 32 * b + 2 * r);
+            const uint8_t *q = panel + place.q + 4 * r;
+            const __m256 d = halves(panel + place.d + 2 * r);
             __m256i w[GROUPS];
             for (size_t g = 0; g < GROUPS; g++) {
                 w[g] = _mm256_xor_si256(load(q + GROUP_BYTES * g), _mm256_set1_epi8(-128));
@@ -205,11 +207,11 @@ INLINE void q6_k_block(float *restrict sum, const uint8_t *d16, const uint8_t *s
 static void q6_k(float *restrict sum, const uint8_t *panel, const uint8_t *x, size_t tile, size_t columns,
                  size_t next) {
     for (size_t i = 0; i < columns / 128; i++) {
-        const uint8_t *d = panel + columns / 256 * Q6_K_BYTES + i / 2 * 2 * ROWS;
-        const uint8_t *p = panel + i / 2 * Q6_K_BYTES, *s = p + i % 2 * 8 * ROWS;
+        const pk_block place = pk_place(i / 2, columns / 256, PK_Q6_K_BYTES);
+        const uint8_t *d = panel + place.d, *p = panel + place.q, *s = p + i % 2 * 8 * ROWS;
         const uint8_t *ql = p + 256 + i % 2 * 1024, *qh = p + 256 + 2048 + i % 2 * 512;
-        prefetch(d, next, 2 * ROWS);
-        prefetch(p + i % 2 * (Q6_K_BYTES / 2), next, Q6_K_BYTES / 2);
+        prefetch(d, next, PK_SCALE_BYTES);
+        prefetch(p + i % 2 * (PK_Q6_K_BYTES / 2), next, PK_Q6_K_BYTES / 2);
         q6_k_block(sum, d, s, ql, qh, x_at(x, 4 * i, tile), 0);
         q6_k_block(sum, d, s + 2 * ROWS, ql + 512, qh, x_at(x, 4 * i + 1, tile), 1);
         q6_k_block(sum, d, s + 4 * ROWS, ql, qh, x_at(x, 4 * i + 2, tile), 2);
@@ -247,10 +249,17 @@ static void multiply(const pk_matmul_args *a, size_t panel_bytes, panel_fn fn) {
     }
 }
 
-void pk_matmul_q4_0_avxvnni(const pk_matmul_args *a) { multiply(a, a->columns / 32 * (256 + 32), q4_0); }
-void pk_matmul_q8_0_avxvnni(const pk_matmul_args *a) { multiply(a, a->columns / 32 * (512 + 32), q8_0); }
+void pk_matmul_q4_0_avxvnni(const pk_matmul_args *a) {
+    multiply(a, a->columns / 32 * (PK_Q4_0_BYTES + PK_SCALE_BYTES), q4_0);
+}
+
+void pk_matmul_q8_0_avxvnni(const pk_matmul_args *a) {
+    multiply(a, a->columns / 32 * (PK_Q8_0_BYTES + PK_SCALE_BYTES), q8_0);
+}
+
 void pk_matmul_q4_k_avxvnni(const pk_matmul_args *a) { multiply(a, a->columns / 256 * Q4_K_BYTES, q4_k); }
 void pk_matmul_q5_k_avxvnni(const pk_matmul_args *a) { multiply(a, a->columns / 256 * Q5_K_BYTES, q5_k); }
+
 void pk_matmul_q6_k_avxvnni(const pk_matmul_args *a) {
-    multiply(a, a->columns / 256 * (Q6_K_BYTES + 32), q6_k);
+    multiply(a, a->columns / 256 * (PK_Q6_K_BYTES + PK_SCALE_BYTES), q6_k);
 }

@@ -9,7 +9,7 @@
 #include "pk_fp16.h"
 
 enum { ROWS = PK_PANEL_ROWS, GROUPS = PK_X_BLOCK / 4 };
-enum { Q4_K_BYTES = 2368, Q5_K_BYTES = 2880, Q6_K_BYTES = 3328 };  // of 256 columns of a panel
+enum { Q4_K_BYTES = 2368, Q5_K_BYTES = 2880 };  // of 256 columns of a panel
 
 // 32 columns of 16 rows: levels as stored, without their offset; d holds every factor but the activation's.
 typedef struct {
@@ -38,18 +38,20 @@ static void scale_rows(block_w *restrict to, const uint8_t *halves) {
 }
 
 static void unpack_q4_0(block_w *restrict to, const uint8_t *panel, size_t columns, size_t block) {
-    const uint8_t *q = panel + 256 * block;
+    const pk_block at = pk_place(block, columns / PK_X_BLOCK, PK_Q4_0_BYTES);
+    const uint8_t *q = panel + at.q;
     int8_t *low = to->q[0][0], *high = to->q[GROUPS / 2][0];
     for (size_t i = 0; i < 256; i++) {
         low[i] = (int8_t)(q[i] & 15);
         high[i] = (int8_t)(q[i] >> 4);
     }
-    scale_rows(to, panel + columns / PK_X_BLOCK * 256 + 32 * block);
+    scale_rows(to, panel + at.d);
 }
 
 static void unpack_q8_0(block_w *restrict to, const uint8_t *panel, size_t columns, size_t block) {
-    memcpy(to->q, panel + 512 * block, sizeof to->q);
-    scale_rows(to, panel + columns / PK_X_BLOCK * 512 + 32 * block);
+    const pk_block at = pk_place(block, columns / PK_X_BLOCK, PK_Q8_0_BYTES);
+    memcpy(to->q, panel + at.q, sizeof to->q);
+    scale_rows(to, panel + at.d);
 }
 
 // Block i of 8 in 256 columns whose bytes begin at p.
@@ -78,9 +80,9 @@ static void unpack_q5_k(block_w *restrict to, const uint8_t *panel, size_t colum
 
 static void unpack_q6_k(block_w *restrict to, const uint8_t *panel, size_t columns, size_t block) {
     const size_t n = block % 8 / 4, b = block % 4;  // which 128 columns, which 32 of them
-    const uint8_t *p = panel + block / 8 * Q6_K_BYTES, *s = p + 32 * (block % 8);
+    const pk_block at = pk_place(block / 8, columns / 256, PK_Q6_K_BYTES);
+    const uint8_t *p = panel + at.q, *s = p + 32 * (block % 8), *d = panel + at.d;
     const uint8_t *ql = p + 256 + (2 * n + b % 2) * 512, *qh = p + 256 + 2048 + 512 * n;
-    const uint8_t *d = panel + columns / 256 * Q6_K_BYTES + block / 8 * 32;
     for (size_t half = 0; half < 2; half++) {
         for (size_t r = 0; r < ROWS; r++) to->d[half][r] = half_at(d, r) * (float)(int8_t)s[ROWS * half + r];
     }
@@ -160,11 +162,11 @@ static void multiply(const pk_matmul_args *a, size_t panel_bytes, pk_weight weig
 }
 
 void pk_matmul_q4_0_c(const pk_matmul_args *a) {
-    multiply(a, a->columns / 32 * (256 + 32), PK_W_Q4_0, unpack_q4_0);
+    multiply(a, a->columns / 32 * (PK_Q4_0_BYTES + PK_SCALE_BYTES), PK_W_Q4_0, unpack_q4_0);
 }
 
 void pk_matmul_q8_0_c(const pk_matmul_args *a) {
-    multiply(a, a->columns / 32 * (512 + 32), PK_W_Q8_0, unpack_q8_0);
+    multiply(a, a->columns / 32 * (PK_Q8_0_BYTES + PK_SCALE_BYTES), PK_W_Q8_0, unpack_q8_0);
 }
 
 void pk_matmul_q4_k_c(const pk_matmul_args *a) {
@@ -176,5 +178,5 @@ void pk_matmul_q5_k_c(const pk_matmul_args *a) {
 }
 
 void pk_matmul_q6_k_c(const pk_matmul_args *a) {
-    multiply(a, a->columns / 256 * (Q6_K_BYTES + 32), PK_W_Q6_K, unpack_q6_k);
+    multiply(a, a->columns / 256 * (PK_Q6_K_BYTES + PK_SCALE_BYTES), PK_W_Q6_K, unpack_q6_k);
 }

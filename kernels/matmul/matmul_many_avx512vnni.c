@@ -54,14 +54,14 @@ INLINE __m512i more(__m512i w, const uint8_t *bits, unsigned left, char mask) {
 
 INLINE void unpack_32(stretch *s, size_t p, const uint8_t *panel, size_t first, size_t blocks, size_t columns,
                       pk_weight type) {
-    const size_t size = type == PK_W_Q4_0 ? 256 : 512;
-    const uint8_t *d = panel + columns / 32 * size + first * 32;
-    panel += first * size;
-    for (size_t b = 0; b < blocks; b++, panel += size, d += 32) {
-        s->scale[p][b][0] = halves(d);
+    const size_t bytes = type == PK_W_Q4_0 ? PK_Q4_0_BYTES : PK_Q8_0_BYTES;
+    for (size_t b = 0; b < blocks; b++) {
+        const pk_block at = pk_place(first + b, columns / PK_X_BLOCK, bytes);
+        const uint8_t *q = panel + at.q;
+        s->scale[p][b][0] = halves(panel + at.d);
         for (size_t g = 0; g < GROUPS; g++) {
-            if (type == PK_W_Q4_0) s->w[p][b][g] = g < 4 ? low(panel + 64 * g) : high(panel + 64 * (g - 4));
-            else s->w[p][b][g] = _mm512_xor_si512(_mm512_loadu_si512(panel + 64 * g), _mm512_set1_epi8(-128));
+            if (type == PK_W_Q4_0) s->w[p][b][g] = g < 4 ? low(q + 64 * g) : high(q + 64 * (g - 4));
+            else s->w[p][b][g] = _mm512_xor_si512(_mm512_loadu_si512(q + 64 * g), _mm512_set1_epi8(-128));
         }
     }
 }
@@ -97,9 +97,11 @@ INLINE void unpack(stretch *s, size_t p, const uint8_t *panel, size_t first, siz
     switch (type) {
         case PK_W_Q4_K: unpack_45_k(s, p, panel + first / 8 * 2368, 0); break;
         case PK_W_Q5_K: unpack_45_k(s, p, panel + first / 8 * 2880, 1); break;
-        case PK_W_Q6_K:
-            unpack_6_k(s, p, panel + first / 8 * 3328, panel + columns / 256 * 3328 + first / 8 * 32);
+        case PK_W_Q6_K: {
+            const pk_block at = pk_place(first / 8, columns / 256, PK_Q6_K_BYTES);
+            unpack_6_k(s, p, panel + at.q, panel + at.d);
             break;
+        }
         default: unpack_32(s, p, panel, first, blocks, columns, type); break;
     }
 }
@@ -220,15 +222,30 @@ INLINE void store(const pk_matmul_args *a, const __m512 *sums, size_t row, size_
     }
 }
 
-// The next stretch of these panels, or the first of the next ones, while this one is in work: with few tokens the
-// weights' way from memory is as long as the work.
-INLINE void look_ahead(const uint8_t *panel, size_t panel_size, size_t panels, size_t next, size_t blocks) {
-    const size_t bytes = panel_size * STRETCH / blocks;
+// While a stretch is in work the next but one is fetched, of these panels or the next ones, a few lines for each
+// four tokens: with few tokens the weights' way from memory is as long as the work, and more lines at once than
+// a core can wait for hold it up.
+typedef struct {
+    const uint8_t *at[PANELS];
+    size_t next, bytes, step;
+} ahead;
+
+INLINE ahead ahead_of(const uint8_t *panel, size_t panel_size, size_t panels, size_t first, size_t blocks,
+                      size_t count) {
+    const size_t whole = (blocks + STRETCH - 1) / STRETCH * STRETCH, later = first + 2 * STRETCH;
+    const size_t bytes = panel_size * STRETCH / blocks, turns = (count + TOKENS - 1) / TOKENS;
+    ahead a = {.bytes = bytes, .step = (bytes / 64 / turns + 1) * 64};
+    if (later >= whole) panel += panels * panel_size;
+    for (size_t p = 0; p < panels; p++) a.at[p] = panel + p * panel_size + later % whole * bytes / STRETCH;
+    return a;
+}
+
+INLINE void fetch(ahead *a, size_t panels) {
+    const size_t last = a->next + a->step < a->bytes ? a->next + a->step : a->bytes;
     for (size_t p = 0; p < panels; p++) {
-        const uint8_t *at = panel + (next < blocks ? p * panel_size + panel_size * next / blocks
-                                                   : (panels + p) * panel_size);
-        for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)(at + i), _MM_HINT_T0);
+        for (size_t i = a->next; i < last; i += 64) _mm_prefetch((const char *)(a->at[p] + i), _MM_HINT_T0);
     }
+    a->next = last;
 }
 
 INLINE void some_tokens(const pk_matmul_args *a, const uint8_t *panel, size_t panel_size, const uint8_t *x,
@@ -240,15 +257,19 @@ INLINE void some_tokens(const pk_matmul_args *a, const uint8_t *panel, size_t pa
         const size_t here = blocks - first < STRETCH ? blocks - first : STRETCH;
         for (size_t p = 0; p < panels; p++)
             unpack(&s, p, panel + p * panel_size, first, here, a->columns, type);
-        look_ahead(panel, panel_size, panels, first + STRETCH, blocks);
+        ahead next = ahead_of(panel, panel_size, panels, first, blocks, count);
         const uint8_t *tile_x = x;
         for (size_t at = 0; at < count; at += PK_TILE_TOKENS, tile_x += tile_bytes) {
             const size_t tile = count - at < PK_TILE_TOKENS ? count - at : PK_TILE_TOKENS;
             size_t t0 = 0;
-            for (; t0 + TOKENS <= tile; t0 += TOKENS)
+            for (; t0 + TOKENS <= tile; t0 += TOKENS) {
+                fetch(&next, panels);
                 tokens_times(sums, &s, tile_x, first, here, tile, t0, at + t0, panels, TOKENS, type, shared);
-            for (; t0 < tile; t0++)
+            }
+            for (; t0 < tile; t0++) {
+                fetch(&next, panels);
                 tokens_times(sums, &s, tile_x, first, here, tile, t0, at + t0, panels, 1, type, shared);
+            }
         }
     }
     for (size_t p = 0; p < panels; p++) store(a, sums[p], row + p * PK_PANEL_ROWS, token, count);

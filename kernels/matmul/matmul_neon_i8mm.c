@@ -75,14 +75,19 @@ INLINE int8x16_t levels(pk_weight type, const uint8_t *w, size_t b, size_t g, si
     }
 }
 
-INLINE const uint8_t *levels_at(pk_weight type, const uint8_t *panel, size_t i) {
+// Where piece i begins, and its scales, which Q4_K and Q5_K have among the first bytes.
+INLINE pk_block piece_at(pk_weight type, size_t columns, size_t i) {
     switch (type) {
-        case PK_W_Q4_0: return panel + i * PIECE * BLOCK / 2;
-        case PK_W_Q4_K: return panel + i * 2368 + 320;
-        case PK_W_Q5_K: return panel + i * 2880 + 320;
-        case PK_W_Q6_K: return panel + i * 3328 + 256;
-        default: return panel + i * PIECE * BLOCK;
+        case PK_W_Q4_0: return pk_place(i * PIECE, columns / PK_X_BLOCK, PK_Q4_0_BYTES);
+        case PK_W_Q4_K: return (pk_block){i * 2368, i * 2368};
+        case PK_W_Q5_K: return (pk_block){i * 2880, i * 2880};
+        case PK_W_Q6_K: return pk_place(i, columns / 256, PK_Q6_K_BYTES);
+        default: return pk_place(i * PIECE, columns / PK_X_BLOCK, PK_Q8_0_BYTES);
     }
+}
+
+INLINE const uint8_t *levels_at(pk_weight type, const uint8_t *panel, size_t columns, size_t i) {
+    return panel + piece_at(type, columns, i).q + (has_min(type) ? 320 : type == PK_W_Q6_K ? 256 : 0);
 }
 
 // Rows r and r + 1 twice, for a register of sums.
@@ -94,7 +99,8 @@ INLINE void put(float *restrict to, size_t row, float32x4_t factors) {
 // The factors of piece i.
 INLINE void scales(piece *restrict to, pk_weight type, const uint8_t *panel, size_t columns, size_t i,
                    size_t blocks) {
-    const uint8_t *p = panel + i * (type == PK_W_Q4_K ? 2368 : type == PK_W_Q5_K ? 2880 : 3328);
+    const pk_block at = piece_at(type, columns, i);
+    const uint8_t *p = panel + at.q, *d16 = panel + at.d;
     for (size_t row = 0; row < ROWS; row += 4) {
         if (has_min(type)) {
             const float32x4_t d = halves(p + 2 * row), dmin = vmulq_n_f32(halves(p + 32 + 2 * row), 0.125f);
@@ -103,14 +109,13 @@ INLINE void scales(piece *restrict to, pk_weight type, const uint8_t *panel, siz
                 put(to->min[b], row, vmulq_f32(dmin, four_u8(p + 192 + b * ROWS + row)));
             }
         } else if (type == PK_W_Q6_K) {
-            const float32x4_t d = halves(panel + columns / 256 * 3328 + i * 2 * ROWS + 2 * row);
+            const float32x4_t d = halves(d16 + 2 * row);
             for (size_t b = 0; b < 2 * blocks; b++) {
                 put(to->d[b / 2][b % 2], row, vmulq_f32(d, four_s8(p + b * ROWS + row)));
             }
         } else {
-            const uint8_t *d = panel + columns / PK_X_BLOCK * (type == PK_W_Q4_0 ? BLOCK / 2 : BLOCK);
             for (size_t b = 0; b < blocks; b++) {
-                put(to->d[b][0], row, halves(d + (i * PIECE + b) * 2 * ROWS + 2 * row));
+                put(to->d[b][0], row, halves(d16 + b * PK_SCALE_BYTES + 2 * row));
             }
         }
     }
@@ -239,7 +244,7 @@ INLINE void multiply_tile(float *restrict sums, pk_weight type, const uint8_t *p
     for (size_t first = 0; first < blocks; first += PIECE, x += PIECE * tile * PK_X_BLOCK_BYTES) {
         const size_t left = blocks - first, n = left < PIECE ? left : PIECE;
         scales(&p, type, panel, columns, first / PIECE, n);
-        unpack(&p, type, levels_at(type, panel, first / PIECE), n);
+        unpack(&p, type, levels_at(type, panel, columns, first / PIECE), n);
         for (size_t t = 0; t < tile; t += TOKENS) {
             for (size_t row = 0; row < ROWS; row += 2 * PAIRS) add_piece(sums, type, &p, n, row, x, tile, t);
         }

@@ -45,10 +45,10 @@ static inline void move_groups(uint8_t *panel, uint8_t *source, size_t n, bool p
 static inline void move_32(uint8_t *panel, uint8_t *source, size_t r, size_t columns, size_t bytes,
                            bool pack) {
     const size_t n = columns / 32;
-    uint8_t *d = panel + n * bytes * PK_PANEL_ROWS;  // the scales' plane follows the numbers'
-    for (size_t b = 0; b < n; b++, panel += bytes * PK_PANEL_ROWS, d += 32, source += 2 + bytes) {
-        move(d + 2 * r, source, 2, pack);
-        move_groups(panel + 4 * r, source + 2, bytes / 4, pack);
+    for (size_t b = 0; b < n; b++, source += 2 + bytes) {
+        const pk_block at = pk_place(b, n, bytes * PK_PANEL_ROWS);
+        move(panel + at.d + 2 * r, source, 2, pack);
+        move_groups(panel + at.q + 4 * r, source + 2, bytes / 4, pack);
     }
 }
 
@@ -86,12 +86,13 @@ static inline void move_q45_k(uint8_t *panel, uint8_t *source, size_t r, size_t 
 
 static inline void move_q6_k(uint8_t *panel, uint8_t *source, size_t r, size_t columns, bool pack) {
     const size_t n = columns / 256;
-    uint8_t *d = panel + n * 3328;
-    for (size_t b = 0; b < n; b++, panel += 3328, d += 32, source += Q6_K_BYTES) {
-        for (size_t i = 0; i < 16; i++) move(panel + 16 * i + r, source + 192 + i, 1, pack);
-        move_groups(panel + 256 + 4 * r, source, 32, pack);
-        move_groups(panel + 2304 + 4 * r, source + 128, 16, pack);
-        move(d + 2 * r, source + 208, 2, pack);
+    for (size_t b = 0; b < n; b++, source += Q6_K_BYTES) {
+        const pk_block at = pk_place(b, n, PK_Q6_K_BYTES);
+        uint8_t *block = panel + at.q;
+        for (size_t i = 0; i < 16; i++) move(block + 16 * i + r, source + 192 + i, 1, pack);
+        move_groups(block + 256 + 4 * r, source, 32, pack);
+        move_groups(block + 2304 + 4 * r, source + 128, 16, pack);
+        move(panel + at.d + 2 * r, source + 208, 2, pack);
     }
 }
 

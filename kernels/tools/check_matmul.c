@@ -13,7 +13,7 @@
 #include "pk_cpu.h"
 #include "pk_fp16.h"
 
-// A panel's layout as matmul.h has it: the fields of a block, then those that follow all blocks.
+// A panel's layout as matmul.h has it: the fields of a block, and those that follow so many blocks together.
 typedef enum { LEVELS, SIGNED, SIX_BITS, HALF, BRAIN, SINGLE } kind;
 typedef struct {
     size_t bytes;
@@ -23,15 +23,16 @@ static const struct {
     const char *name;
     size_t columns;  // of a block
     field fields[3], after;
+    size_t together;
 } layouts[PK_W_TYPES] = {
-    [PK_W_Q4_0] = {"Q4_0", 32, {{256, LEVELS}}, {32, HALF}},
-    [PK_W_Q8_0] = {"Q8_0", 32, {{512, SIGNED}}, {32, HALF}},
-    [PK_W_Q4_K] = {"Q4_K", 256, {{64, HALF}, {256, SIX_BITS}, {2048, LEVELS}}, {0, HALF}},
-    [PK_W_Q5_K] = {"Q5_K", 256, {{64, HALF}, {256, SIX_BITS}, {2560, LEVELS}}, {0, HALF}},
-    [PK_W_Q6_K] = {"Q6_K", 256, {{256, SIGNED}, {3072, LEVELS}}, {32, HALF}},
-    [PK_W_F16] = {"F16", 1, {{32, HALF}}, {0, HALF}},
-    [PK_W_BF16] = {"BF16", 1, {{32, BRAIN}}, {0, HALF}},
-    [PK_W_F32] = {"F32", 1, {{64, SINGLE}}, {0, HALF}},
+    [PK_W_Q4_0] = {"Q4_0", 32, {{256, LEVELS}}, {32, HALF}, 8},
+    [PK_W_Q8_0] = {"Q8_0", 32, {{512, SIGNED}}, {32, HALF}, 8},
+    [PK_W_Q4_K] = {"Q4_K", 256, {{64, HALF}, {256, SIX_BITS}, {2048, LEVELS}}, {0, HALF}, 1},
+    [PK_W_Q5_K] = {"Q5_K", 256, {{64, HALF}, {256, SIX_BITS}, {2560, LEVELS}}, {0, HALF}, 1},
+    [PK_W_Q6_K] = {"Q6_K", 256, {{256, SIGNED}, {3072, LEVELS}}, {32, HALF}, 2},
+    [PK_W_F16] = {"F16", 1, {{32, HALF}}, {0, HALF}, 1},
+    [PK_W_BF16] = {"BF16", 1, {{32, BRAIN}}, {0, HALF}, 1},
+    [PK_W_F32] = {"F32", 1, {{64, SINGLE}}, {0, HALF}, 1},
 };
 
 // ABSOLUTE takes every sign away from what is there: the c kernel then gives the sum of its terms' sizes.
@@ -89,13 +90,14 @@ static void fill_panels(uint8_t *w, pk_weight weight, size_t n_panels, size_t co
     const size_t blocks = columns / layouts[weight].columns, bytes = pk_panel_bytes(weight, columns);
     for (size_t panel = 0; panel < n_panels; panel++) {
         uint8_t *p = w + panel * bytes;
-        for (size_t b = 0; b < blocks; b++) {
+        for (size_t b = 0, after = 0; b < blocks; b++) {
             for (size_t i = 0; i < 3; p += layouts[weight].fields[i++].bytes) {
                 fill_field(p, layouts[weight].fields[i], how, &state);
             }
-        }
-        for (size_t b = 0; b < blocks; b++, p += layouts[weight].after.bytes) {
-            fill_field(p, layouts[weight].after, how, &state);
+            if ((b + 1) % layouts[weight].together && b + 1 < blocks) continue;
+            for (; after <= b; after++, p += layouts[weight].after.bytes) {
+                fill_field(p, layouts[weight].after, how, &state);
+            }
         }
     }
 }
