@@ -30,13 +30,13 @@ class Work:
     """What one token costs, by the file's tensors."""
 
     macs: int  # multiply-adds of the matrices that every token passes
-    head_macs: int  # of the output head, which one token of a prompt passes
+    last_macs: int  # of those that one token of a prompt passes: the last layer's MLP, the output head
     weight_bytes: int  # that a decoded token reads: the embedding table only where it is the head
     kv_bytes_per_token: float  # of the cache, for each token before
 
     def prefill_operations(self, n_prompt: int) -> float:
         """Operations for each token of a prompt of which the last one gets logits."""
-        return 2 * (self.macs + self.head_macs / n_prompt)
+        return 2 * (self.macs + self.last_macs / n_prompt)
 
     def decode_bytes(self, depth: int, n_predict: int) -> float:
         """Bytes for each of `n_predict` tokens after `depth`, on average: the i-th reads depth + i keys."""
@@ -120,6 +120,8 @@ def run(plan: SpeedPlan, *, repetitions: int, compare: bool, note: Callable[[str
         time.sleep(_SETTLE_S)
         machine = measure(plan.n_threads)
         samples = _take_turns(ours.sample, None if peer is None else peer.sample, plan, repetitions, note)
+        time.sleep(_SETTLE_S)
+        machine = machine.or_better(measure(plan.n_threads))  # neighbours come and go
     speed = _medians(plan, [a for a, _ in samples])
     theirs = [b for _, b in samples if b is not None]
     return SpeedResult(
@@ -150,9 +152,11 @@ def count_work(header: GgufHeader, lora: GgufHeader | None, spec: TextSpec, kv_t
     adapter = [] if lora is None else list(lora.tensors.values())
     norm = header.tensors.get("output_norm.weight")
     read = [*layers, *adapter, head, *([norm] if norm else [])]
+    matrices = [t for t in (*layers, *adapter) if _is_matrix(t)]
+    last_mlp = sum(t.n_values for t in matrices if t.name.startswith(f"blk.{spec.n_layers - 1}.ffn_"))
     return Work(
-        macs=sum(t.n_values for t in (*layers, *adapter) if _is_matrix(t)),
-        head_macs=head.n_values,
+        macs=sum(t.n_values for t in matrices) - last_mlp,
+        last_macs=last_mlp + head.n_values,
         weight_bytes=sum(t.n_bytes for t in read),
         kv_bytes_per_token=spec.kv_values_per_token * KV_BYTES[kv_type],
     )

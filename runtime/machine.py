@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,15 @@ class Machine:
     def to_object(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def or_better(self, other: Machine) -> Machine:
+        """The limits that two measurements with as many threads have found."""
+        return replace(
+            self,
+            int8_gops=max(self.int8_gops, other.int8_gops),
+            fp32_gflops=max(self.fp32_gflops, other.fp32_gflops),
+            read_gbps=max(self.read_gbps, other.read_gbps),
+        )
 
 
 @dataclass(frozen=True, slots=True)
