@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pocketphi.convert.ggml_types import F32, Q4_0, Q4_K
+from pocketphi.convert.ggml_types import F16, F32, Q4_0, Q4_K, Q8_0, GgmlType
 
 from ..ggml_graph import PLUGIN, Device, Graph, Tensor
 from .ggml_operands import Float32, activations, matrix
@@ -34,8 +34,8 @@ class Recorder(Graph):
             self.made.append(node)
         return node
 
-    def linear(self, x: Tensor, rows: int = WIDE) -> Tensor:
-        m = matrix(Q4_0, rows, x.ne[0])
+    def linear(self, x: Tensor, rows: int = WIDE, kind: GgmlType = Q4_0) -> Tensor:
+        m = matrix(kind, rows, x.ne[0])
         return self.op("mul_mat", self.weight(m.data, m.kind, x.ne[0]), x)
 
 
@@ -115,6 +115,28 @@ def norm_read_twice(g: Recorder) -> list[Tensor]:
     return [g.op("mul", y, g.vector(activations(1, WIDE)[0])), g.op("scale", y, 2.0)]
 
 
+def norm_then_products(g: Recorder) -> list[Tensor]:
+    """Tiles for all threads: they are packed as soon as they are computed, as the first product wants it."""
+    y = g.op("rms_norm", g.input(activations(40, WIDE)), 1e-5)
+    z = g.op("mul", y, g.vector(activations(1, WIDE)[0]))
+    return [g.linear(z), g.linear(z, kind=F16), g.linear(z, kind=Q4_K), g.op("scale", z, 2.0)]
+
+
+def norm_then_an_adapter(g: Recorder) -> list[Tensor]:
+    """Base and adapter want their activations in two ways, one step after the other."""
+    y = g.op("rms_norm", g.input(activations(40, WIDE)), 1e-5)
+    z = g.op("mul", y, g.vector(activations(1, WIDE)[0]))
+    base, low = g.linear(z), g.linear(z, 32, F16)
+    return [g.op("add", base, g.op("scale", g.linear(low, kind=F16), 0.5))]
+
+
+def norm_of_a_norm_then_a_product(g: Recorder) -> list[Tensor]:
+    x = g.input(activations(70, WIDE))
+    for _ in range(2):
+        x = g.op("mul", g.op("rms_norm", x, 1e-5), g.vector(activations(1, WIDE)[0]))
+    return [g.linear(x, kind=Q8_0), g.linear(x)]
+
+
 def halves(g: Recorder) -> list[Tensor]:
     return [g.op("swiglu", g.linear(g.input(activations(TOKENS, WIDE)), 96))]
 
@@ -148,6 +170,9 @@ CASES: dict[str, Callable[[Recorder], list[Tensor]]] = {
         product_read_by_another_backend,
         norm_read_by_another_backend,
         norm_read_twice,
+        norm_then_products,
+        norm_then_an_adapter,
+        norm_of_a_norm_then_a_product,
         halves,
         halves_that_fill_no_panel,
         gate_and_up_apart,

@@ -18,5 +18,7 @@ def test_limits_are_positive_and_say_for_what(n_threads: int) -> None:
 
 
 def test_the_better_of_two_measurements_is_taken_limit_by_limit() -> None:
-    first, second = machine.Machine(10.0, 5.0, 3.0, 2, ("avx2",)), machine.Machine(8.0, 6.0, 4.0, 2, ("avx2",))
-    assert first.or_better(second) == second.or_better(first) == machine.Machine(10.0, 6.0, 4.0, 2, ("avx2",))
+    first = machine.Machine(10.0, 5.0, 3.0, 2, ("avx2",))
+    second = machine.Machine(8.0, 6.0, 4.0, 2, ("avx2",))
+    both = machine.Machine(10.0, 6.0, 4.0, 2, ("avx2",))
+    assert first.or_better(second) == second.or_better(first) == both

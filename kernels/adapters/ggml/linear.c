@@ -37,6 +37,21 @@ static void pack_unit(const pk_backend *backend, const pk_step *step, size_t uni
     (p->shared ? pk_use.activations->quantize : pk_use.activations->arrange)(&args);
 }
 
+// The rows of a tile, which a norm has yet to compute, and their packing while they are in the cache.
+static void norm_unit(const pk_backend *backend, const pk_step *step, size_t unit, uint8_t *scratch) {
+    const pk_packing *p = &step->packing;
+    const size_t first = unit * PK_TILE_TOKENS, left = p->tokens - first;
+    for (size_t i = 0; i < least(PK_TILE_TOKENS, left); i++) pk_norm_row(step->node, step->norm, first + i);
+    for (size_t i = 0; i < p->chunks; i++) pack_unit(backend, step, unit * p->chunks + i, scratch);
+}
+
+// The step that computes x, if that is the last one, a norm, and there are tiles for all threads.
+static pk_step *norm_before(const pk_backend *backend, const ggml_tensor *x, size_t tiles) {
+    pk_step *last = backend->n_steps ? &backend->steps[backend->n_steps - 1] : NULL;
+    const bool is_it = last && last->node == x && last->norm && last->unit != norm_unit;
+    return is_it && tiles >= (size_t)backend->n_threads ? last : NULL;
+}
+
 // How many blocks of x share a scale for this weight; 0: it wants x as floats.
 static size_t shared_for(const ggml_tensor *w) {
     pk_weight weight = PK_W_F32;
@@ -53,8 +68,13 @@ static bool pack(pk_backend *backend, const ggml_tensor *x, size_t shared, pk_sl
     const size_t tiles = pk_divide_up(tokens, PK_TILE_TOKENS),
                  chunks = pk_divide_up(pk_divide_up(columns, PK_X_BLOCK), PACK_BLOCKS);
     pk_need(backend, slot, tiles * pk_tile_bytes(shared ? PK_W_Q8_0 : PK_W_F32, columns, PK_TILE_TOKENS));
-    pk_step *step = pk_add_step(backend, pack_unit, tiles * chunks, x);
-    if (!step) return false;
+    pk_step *step = norm_before(backend, x, tiles);
+    if (step) {
+        step->unit = norm_unit;
+        step->units = tiles;
+    } else if (!(step = pk_add_step(backend, pack_unit, tiles * chunks, x))) {
+        return false;
+    }
     step->packing = (pk_packing){.x = x, .slot = slot, .shared = shared, .tokens = tokens, .chunks = chunks};
     return true;
 }

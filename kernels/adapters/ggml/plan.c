@@ -5,7 +5,7 @@
 //   W x;  A x;  B (A x);  * s;  +   a linear layer with its LoRA, added onto W x while that is in the cache
 //   linear;  + residual             likewise
 //   linear;  SwiGLU                 gate and up of the same rows side by side, their halves never written
-//   RMS norm;  * weight
+//   RMS norm;  * weight             and, with many tokens, the packing for the linear layer that follows
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -98,7 +98,7 @@ struct pk_step {
     pk_unit_fn unit;
     size_t units;
     const ggml_tensor *node;              // whose result is written
-    const ggml_tensor *norm;              // rows.c: a norm fused with the product that is `node`
+    const ggml_tensor *norm;              // a norm fused with the product that is `node`: pk_norm_row
     union {
         pk_linear linear;
         pk_packing packing;
@@ -138,6 +138,9 @@ static inline size_t pk_last_row(const pk_step *step, size_t unit) {
     const size_t last = (unit + 1) * step->rows.per_unit;
     return last < step->rows.all ? last : step->rows.all;
 }
+
+// Computes row i of `node`: the norm of another node, times its weight, or (both the same) a norm alone.
+void pk_norm_row(const ggml_tensor *node, const ggml_tensor *norm, size_t i);
 
 void pk_need(pk_backend *backend, pk_slot slot, size_t bytes);
 void pk_need_scratch(pk_backend *backend, size_t bytes);

@@ -22,9 +22,9 @@ static void mul(float *out, const float *a, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = a[i] * b[i];
 }
 
-// `norm`: the node that computes a norm, `node` the product with its weight, or both the same.
-static void norm_row(const ggml_tensor *node, const ggml_tensor *norm, size_t i, float *out) {
+void pk_norm_row(const ggml_tensor *node, const ggml_tensor *norm, size_t i) {
     const float *weight = norm == node ? NULL : (const float *)node->src[1]->data;
+    float *out = (float *)(void *)row_of(node, i);
     pk_use.vector->rms_norm(out, floats(norm->src[0], i), weight, (size_t)node->ne[0], pk_param(norm, 0));
 }
 
@@ -85,10 +85,10 @@ static void row_unit(const pk_backend *backend, const pk_step *step, size_t unit
         switch (node->op) {
             case GGML_OP_ADD: pk_use.vector->add(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n); break;
             case GGML_OP_MUL:
-                if (step->norm) norm_row(node, step->norm, i, out);
+                if (step->norm) pk_norm_row(node, step->norm, i);
                 else mul(out, floats(a, i), floats(b, pk_rows(b) == 1 ? 0 : i), n);
                 break;
-            case GGML_OP_RMS_NORM: norm_row(node, node, i, out); break;
+            case GGML_OP_RMS_NORM: pk_norm_row(node, node, i); break;
             case GGML_OP_SCALE:
                 pk_use.vector->scale(out, floats(a, i), n, pk_param(node, 0), pk_param(node, 1));
                 break;
