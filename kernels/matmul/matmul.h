@@ -69,11 +69,11 @@ typedef struct {
     size_t q, d;  // bytes from the panel's start
 } pk_block;
 
-static inline pk_block pk_place(size_t block, size_t blocks, size_t bytes) {
-    const size_t together = bytes == PK_Q6_K_BYTES ? 2 : 8, first = block / together * together;
+static inline pk_block pk_place(size_t block, size_t blocks, size_t block_bytes) {
+    const size_t together = block_bytes == PK_Q6_K_BYTES ? 2 : 8, first = block / together * together;
     const size_t n = blocks - first < together ? blocks - first : together, i = block - first;
-    const size_t at = first * (bytes + PK_SCALE_BYTES);
-    return (pk_block){at + i * bytes, at + n * bytes + i * PK_SCALE_BYTES};
+    const size_t at = first * (block_bytes + PK_SCALE_BYTES);
+    return (pk_block){at + i * block_bytes, at + n * block_bytes + i * PK_SCALE_BYTES};
 }
 
 typedef struct {
