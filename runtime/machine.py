@@ -62,9 +62,9 @@ class Work:
     in_float: bool = False  # the weights are F16 or F32: multiplied in float32
 
 
-# Shares of what a probe reaches that the kernels reach too. SPEED.md, "The decoder": reading 512 tokens 58 to
-# 66 % of int8 with 8 layers, and with 32 ("The whole chain", 168 tokens/s of 6.4 GOP) 55 %; from 512 to 4,096
-# tokens attention adds what 85 % of float32 would take; writing moves 73 to 82 % of what reading memory does.
+# Shares of what a probe reaches that the kernels reach too. SPEED.md, "The decoder": reading 512 tokens 53 to
+# 62 % of int8 with 8 layers, and with 32 ("The whole chain", 168 tokens/s of 6.4 GOP) 55 %; from 512 to 4,096
+# tokens attention adds what 85 % of float32 would take; writing moves 79 to 91 % of what reading memory does.
 # "Encoders at full size": a second for a crop's 0.84 TOP, 0.15 s for ten seconds of speech.
 _READ, _ATTENTION, _WRITE, _VISION, _SPEECH = 0.55, 0.85, 0.78, 0.45, 0.37
 _SLOWER = {  # than int8, from the same section and from products of SigLIP's shapes for 4 bits
