@@ -283,6 +283,9 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(
 # phi4-nano takes are these pages, and how many of them are resident depends on builds and file systems.
 LIBRARIES_TAKE = 80_500_000
 RUNS = 3  # threads' timing only adds to a peak: blocks that fall into two of malloc's arenas
+# What is left of that: phi4-nano's runs have been 18 MB apart on one kind of machine. At full size, where a tenth is
+# what is promised, it is half a percent.
+SPREAD = 32_000_000
 
 
 def output(code: str, *arguments: str) -> str:
@@ -317,10 +320,10 @@ def test_a_run_of_its_onnx_backbone_takes_what_is_predicted(
         kernels == "auto" and onnx_kernels.load().active,
     )
     text = ram_model.estimate(sizes, Use("language", 500, packed=packed))
-    assert text.peak == pytest.approx(peak(directory, "-p", "one " * 490), rel=0.1)
+    assert text.peak == pytest.approx(peak(directory, "-p", "one " * 490), rel=0.1, abs=SPREAD)
     clip = str(Path(__file__).parent.parent / "audio" / "jfk.flac")  # 11 s
     speech = ram_model.estimate(sizes, Use("speech", 150, seconds=11, packed=packed))
-    assert speech.peak == pytest.approx(peak(directory, "--audio", clip), rel=0.1)
+    assert speech.peak == pytest.approx(peak(directory, "--audio", clip), rel=0.1, abs=SPREAD)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the constants are Linux's")
@@ -329,19 +332,21 @@ def test_a_run_of_phi4_nano_takes_what_is_predicted(
 ) -> None:
     sizes = ram_model.sizes_of(bundles.load(nano))
     text = ram_model.estimate(sizes, Use("language", 6))
-    assert text.peak == pytest.approx(peak(nano, "-p", "Say x."), rel=0.1)
+    assert text.peak == pytest.approx(peak(nano, "-p", "Say x."), rel=0.1, abs=SPREAD)
     clip = str(Path(__file__).parent.parent / "audio" / "jfk.flac")  # 11 s
     speech = ram_model.estimate(sizes, Use("speech", 150, seconds=11))
-    assert speech.peak == pytest.approx(peak(nano, "--audio", clip), rel=0.1)
+    assert speech.peak == pytest.approx(peak(nano, "--audio", clip), rel=0.1, abs=SPREAD)
     for width, height in ((448, 448), (2000, 1500), (4000, 3000)):
         picture = tmp_path / f"{width}.png"
         cv2.imwrite(str(picture), np.full((height, width, 3), 128, np.uint8))
         image = (width, height)
         vision = ram_model.estimate(sizes, Use("vision", image=image, n_ctx=1))
-        assert vision.peak == pytest.approx(peak(nano, "--image", str(picture), "-p", "x"), rel=0.1), image
+        assert vision.peak == pytest.approx(
+            peak(nano, "--image", str(picture), "-p", "x"), rel=0.1, abs=SPREAD
+        ), image
     both = ram_model.estimate(sizes, Use("vision_speech", image=image, seconds=11, n_ctx=1))
     found = peak(nano, "--image", str(picture), "--audio", clip)
-    assert both.peak == pytest.approx(found, rel=0.1)
+    assert both.peak == pytest.approx(found, rel=0.1, abs=SPREAD)
 
 
 def test_the_onnx_backbone_is_refused_by_what_it_needs_itself(
