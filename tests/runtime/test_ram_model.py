@@ -283,8 +283,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(
 # phi4-nano takes are these pages, and how many of them are resident depends on builds and file systems.
 LIBRARIES_TAKE = 80_500_000
 RUNS = 3  # threads' timing only adds to a peak: blocks that fall into two of malloc's arenas
-# What is left of that: phi4-nano's runs have been 18 MB apart on one kind of machine. At full size, where a tenth is
-# what is promised, it is half a percent.
+# What is left of that: phi4-nano's runs have been 18 MB apart on one kind of machine. At full size, where a
+# tenth is what is promised, it is half a percent.
 SPREAD = 32_000_000
 
 
