@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,19 +271,10 @@ from pocketphi.cli import main
 sys.argv[0] = "pocketphi"
 main()
 """
-LIBRARIES = """
-import re
-from pathlib import Path
-import cv2, llama_cpp, numpy, onnxruntime, soundfile, tokenizers
-import pocketphi.cli
-print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
-"""
-# What LIBRARIES printed on the machine of `ram_model`'s constants, least of three. More than half of what
-# phi4-nano takes are these pages, and how many of them are resident depends on builds and file systems.
-LIBRARIES_TAKE = 80_500_000
 RUNS = 3  # threads' timing only adds to a peak: blocks that fall into two of malloc's arenas
-# What is left of that: phi4-nano's runs have been 18 MB apart on one kind of machine. At full size, where a
-# tenth is what is promised, it is half a percent.
+# More than half of phi4-nano's peak are the libraries' pages, of which builds, file systems and what else
+# runs decide how many are resident: its runs have been 18 MB apart. At full size, where a tenth is what is
+# promised, this is half a percent.
 SPREAD = 32_000_000
 
 
@@ -294,23 +284,15 @@ def output(code: str, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=100).stdout
 
 
-@pytest.fixture(scope="module")
-def peak() -> Callable[..., int]:
-    """What a run has resident at most, with this machine's libraries replaced by those of the constants."""
-    libraries = min(int(output(LIBRARIES)) for _ in range(RUNS))
-
-    def of_a_run(directory: Path, *arguments: str) -> int:
-        command = ("run", "-m", str(directory), "-n", "2", "--json", *arguments)
-        runs = [json.loads(output(ASK, *command))["peak_rss_bytes"] for _ in range(RUNS)]
-        return int(min(runs)) - libraries + LIBRARIES_TAKE
-
-    return of_a_run
+def peak(directory: Path, *arguments: str) -> int:
+    command = ("run", "-m", str(directory), "-n", "2", "--json", *arguments)
+    return min(int(json.loads(output(ASK, *command))["peak_rss_bytes"]) for _ in range(RUNS))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the constants are Linux's")
 @pytest.mark.parametrize("kernels", ["auto", "stock"])
 def test_a_run_of_its_onnx_backbone_takes_what_is_predicted(
-    kernels: str, converted: Converted, peak: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    kernels: str, converted: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """phi4-nano as `convert --backbone onnx` makes it."""
     directory = converted("phi4-nano", "Q4_K_M", "Q8_0", None, "int8", "onnx", "int4", "fp16")
@@ -327,9 +309,7 @@ def test_a_run_of_its_onnx_backbone_takes_what_is_predicted(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the constants are Linux's")
-def test_a_run_of_phi4_nano_takes_what_is_predicted(
-    nano: Path, peak: Callable[..., int], tmp_path: Path
-) -> None:
+def test_a_run_of_phi4_nano_takes_what_is_predicted(nano: Path, tmp_path: Path) -> None:
     sizes = ram_model.sizes_of(bundles.load(nano))
     text = ram_model.estimate(sizes, Use("language", 6))
     assert text.peak == pytest.approx(peak(nano, "-p", "Say x."), rel=0.1, abs=SPREAD)

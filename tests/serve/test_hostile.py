@@ -9,6 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
@@ -229,8 +230,11 @@ def test_a_long_body(server: Server) -> None:
     """Refused by what it announces, or when it has come so far."""
     found = server.raw(request(b"", length=9 * _MIB))
     assert b" 413 " in found and b"request_too_large" in found
-    found = server.post("/v1/chat/completions", b" " * (9 * _MIB))
-    assert (found.status, found.code) == (413, "request_too_large")
+    try:
+        found = server.post("/v1/chat/completions", b" " * (9 * _MIB))
+        assert (found.status, found.code) == (413, "request_too_large")
+    except URLError as error:  # the answer and the end came while it was still sending
+        assert isinstance(error.reason, (ConnectionResetError, BrokenPipeError))
     piece = b"%x\r\n%s\r\n" % (_MIB, b" " * _MIB)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with server.connect() as connection:
